@@ -1,0 +1,497 @@
+"""The records that flow through Boxwright: standard library and NumPy only.
+
+Every record is frozen. Those that travel inside files (`ModelSpec` and its parts, `Target`)
+turn into plain dictionaries with `as_dict` and back with `from_dict`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import supervision
+
+__all__ = [
+    "Artifact",
+    "Check",
+    "Detections",
+    "FloatArray",
+    "HeadLayout",
+    "Image",
+    "IntArray",
+    "ModelSpec",
+    "NmsSettings",
+    "Parity",
+    "Preprocess",
+    "Report",
+    "Target",
+    "TensorInfo",
+]
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+Image: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), BGR unless said otherwise
+
+Resize: TypeAlias = Literal["letterbox", "letterbox_top_left", "stretch"]
+Color: TypeAlias = Literal["rgb", "bgr"]
+Precision: TypeAlias = Literal["fp32", "fp16"]
+OutputKind: TypeAlias = Literal["raw", "end2end"]
+NmsForm: TypeAlias = Literal["onnx", "efficient_nms", "portable"]
+TaskName: TypeAlias = Literal["detect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a picture becomes the network's input tensor.
+
+    The tensor is `(pixel * scale - mean) / std` per channel, in `color` order, channels first.
+
+    Attributes:
+        resize: `letterbox` keeps the aspect ratio and centres the picture, `letterbox_top_left`
+            keeps it and pads right and bottom, `stretch` ignores it.
+        rounding: How the resized side is made whole: `round` (Ultralytics) or `floor` (YOLOX).
+        color: Channel order of the tensor.
+        scale: Factor on the 0..255 pixel values, before mean and std.
+        mean, std: Per channel, in tensor order, in units of the scaled pixel.
+        pad_value: Grey level (0..255) of the padding, before scaling.
+        interpolation: OpenCV's name of the filter.
+    """
+
+    resize: Resize = "letterbox"
+    rounding: Literal["round", "floor"] = "round"
+    color: Color = "rgb"
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    pad_value: int = 114
+    interpolation: Literal["linear", "cubic"] = "linear"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
+        """Read what `as_dict` wrote; unknown keys raise `TypeError`."""
+        values = dict(data)
+        for key in ("mean", "std"):
+            if key in values:
+                values[key] = tuple(values[key])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLayout:
+    """A detection head as data: how to read boxes and scores out of one raw tensor.
+
+    Two interpreters read it: `boxwright.boxes.decode` on the host and
+    `boxwright.graph.decode.add_decode` as ONNX nodes. The channels of one anchor are, in order,
+    4 box values, 1 objectness (if any), the class scores, `extras` further columns; or, for
+    `nms_free`, x1, y1, x2, y2, score, class, then the extras.
+
+    Attributes:
+        axes: `nca` for (batch, channels, anchors), `nac` for (batch, anchors, channels).
+        box_format: What the four decoded values are.
+        box_encoding: `pixels` when they are final; `grid_exp` for YOLOX's undecoded head,
+            centre = (t + cell) * stride and size = exp(t) * stride.
+        objectness: A column of its own multiplies every class score.
+        scores_activated: The sigmoid was applied by the network already.
+        strides: Of the levels, in the order in which they are concatenated.
+        extras: Columns after the classes (mask coefficients, keypoints, angle).
+        normalised: Coordinates are fractions of the input size.
+        nms_free: The head emits final detections, best first, that need no NMS.
+    """
+
+    axes: Literal["nca", "nac"] = "nca"
+    box_format: Literal["cxcywh", "xyxy"] = "cxcywh"
+    box_encoding: Literal["pixels", "grid_exp"] = "pixels"
+    objectness: bool = False
+    scores_activated: bool = True
+    strides: tuple[int, ...] = (8, 16, 32)
+    extras: int = 0
+    normalised: bool = False
+    nms_free: bool = False
+
+    def channel_count(self, class_count: int) -> int:
+        """Return how many channels one anchor has.
+
+        >>> HeadLayout().channel_count(80), HeadLayout(objectness=True).channel_count(80)
+        (84, 85)
+        """
+        if self.nms_free:
+            return 6 + self.extras
+        return 4 + int(self.objectness) + class_count + self.extras
+
+    def class_count(self, channel_count: int) -> int:
+        """Return how many classes a head of `channel_count` channels has (not for `nms_free`)."""
+        return channel_count - 4 - int(self.objectness) - self.extras
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> HeadLayout:
+        """Read what `as_dict` wrote; unknown keys raise `TypeError`."""
+        values = dict(data)
+        if "strides" in values:
+            values["strides"] = tuple(values["strides"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a model is; it travels inside the ONNX metadata, so that a file explains itself.
+
+    Attributes:
+        name: File-name stem of everything made from the model.
+        family: Name of its catalog entry.
+        task: `detect`.
+        class_names: One name per class id.
+        input_size: Network input (height, width) in pixels.
+        preprocess: How a picture becomes the input tensor.
+        layout: How the raw output is read.
+        score_threshold: Default operating score threshold, 0..1.
+        iou_threshold: Default NMS IoU threshold, 0..1.
+    """
+
+    name: str
+    family: str
+    task: TaskName
+    class_names: tuple[str, ...]
+    input_size: tuple[int, int]
+    preprocess: Preprocess
+    layout: HeadLayout
+    score_threshold: float = 0.25
+    iou_threshold: float = 0.7
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Read what `as_dict` wrote; unknown or missing keys raise `TypeError`."""
+        values = dict(data)
+        values["class_names"] = tuple(str(n) for n in values["class_names"])
+        height, width = values["input_size"]
+        values["input_size"] = (int(height), int(width))
+        values["preprocess"] = Preprocess.from_dict(values["preprocess"])
+        values["layout"] = HeadLayout.from_dict(values["layout"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class NmsSettings:
+    """Which candidates become detections; the same meaning on the host and inside graphs.
+
+    1. A candidate is an anchor with its best class (`multi_label`: every anchor and class) whose
+       score is greater than `score_threshold`.
+    2. The `pre_topk` best candidates of a picture stay; equal scores: the lower index wins.
+    3. Greedy NMS in score order: a box goes when its IoU with a kept, better box of the same
+       class (`class_agnostic`: of any class) is greater than `iou_threshold`.
+    4. The `keep_topk` best stay, best first.
+
+    A head that is `nms_free` skips steps 2 and 3.
+    """
+
+    score_threshold: float = 0.25
+    iou_threshold: float = 0.7
+    pre_topk: int = 1000
+    keep_topk: int = 300
+    class_agnostic: bool = False
+    multi_label: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NmsSettings:
+        """Read what `as_dict` wrote; unknown keys raise `TypeError`."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One file that was asked for.
+
+    Attributes:
+        precision: Of the network's body; decode and NMS are always FP32.
+        outputs: `raw` head or `end2end` detections.
+        nms: Form of the NMS inside an end-to-end graph.
+        batch: `None` for a dynamic batch, otherwise the fixed number of pictures.
+        opset: ONNX operator set.
+        dynamic_thresholds: The two thresholds are optional inputs of the graph.
+        nms_iterations: Unrolled steps of the portable NMS.
+    """
+
+    precision: Precision = "fp32"
+    outputs: OutputKind = "raw"
+    nms: NmsForm = "onnx"
+    batch: int | None = None
+    opset: int = 17
+    dynamic_thresholds: bool = False
+    nms_iterations: int = 16
+
+    @property
+    def suffix(self) -> str:
+        """The part of the file name that tells targets of one model apart.
+
+        >>> Target().suffix, Target("fp16", "end2end", "portable", batch=8).suffix
+        ('fp32', 'fp16.end2end.portable.b8')
+        """
+        parts: list[str] = [self.precision]
+        if self.outputs == "end2end":
+            parts.append("end2end")
+            if self.nms != "onnx":
+                parts.append(self.nms)
+        if self.batch is not None:
+            parts.append(f"b{self.batch}")
+        return ".".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Target:
+        """Read what `as_dict` wrote; unknown keys raise `TypeError`."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A graph input or output: name, dtype as NumPy names it, shape with names for dynamic sizes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that was made, what it is and what it was made from.
+
+    Attributes:
+        path: Where it is.
+        sha256: Of its bytes, lower-case hexadecimal.
+        spec: The model in it.
+        target: What was asked for.
+        inputs, outputs: Of its graph.
+        parent: SHA-256 of the file that it was made from.
+        made_with: Versions of what made it.
+    """
+
+    path: Path
+    sha256: str
+    spec: ModelSpec
+    target: Target
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    parent: str
+    made_with: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One measured fact and its limit.
+
+    Attributes:
+        name: What was measured, with its unit.
+        measured: The value; for a count of mismatches, that count.
+        limit: The largest value that passes.
+        passed: Whether it passed. `None`: nothing could be measured, see `note`.
+        note: What a reader needs to know besides.
+    """
+
+    name: str
+    measured: float
+    limit: float
+    passed: bool | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What a file computes, compared with what its source computes.
+
+    Attributes:
+        reference, candidate: Names of what was compared.
+        checks: The measured facts.
+        pictures: How many pictures the detections were matched on.
+        detections: How many reference detections those pictures hold.
+        environment: Libraries and machine that the comparison ran on.
+    """
+
+    reference: str
+    candidate: str
+    checks: tuple[Check, ...]
+    pictures: int
+    detections: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed and at least one was measured."""
+        return any(c.passed for c in self.checks) and all(c.passed is not False for c in self.checks)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(c for c in self.checks if c.passed is False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Parity:
+        """Read what `as_dict` wrote."""
+        values = dict(data)
+        values["checks"] = tuple(Check(**c) for c in values["checks"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run made and measured."""
+
+    environment: Mapping[str, str]
+    artifacts: tuple[Artifact, ...]
+    parity: Mapping[str, Parity]  # by file name
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """The boxes found in one picture, best score first.
+
+    Attributes:
+        xyxy: (N, 4) float32: x1, y1, x2, y2 in pixels of the source picture, clipped to it.
+        scores: (N,) float32, 0..1.
+        class_ids: (N,) int64.
+        class_names: Names by class id; empty when unknown.
+        image_size: (height, width) of the source picture in pixels.
+    """
+
+    xyxy: FloatArray
+    scores: FloatArray
+    class_ids: IntArray
+    class_names: tuple[str, ...] = ()
+    image_size: tuple[int, int] = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[tuple[FloatArray, float, int]]:
+        """Yield (xyxy, score, class id) of each detection."""
+        for box, score, class_id in zip(self.xyxy, self.scores, self.class_ids, strict=True):
+            yield box, float(score), int(class_id)
+
+    def select(self, index: npt.NDArray[Any]) -> Detections:
+        """Return the detections at `index`: a boolean mask (N,) or integer positions."""
+        return dataclasses.replace(
+            self,
+            xyxy=self.xyxy[index],
+            scores=self.scores[index],
+            class_ids=self.class_ids[index],
+        )
+
+    def class_name(self, class_id: int) -> str:
+        """Return the name of a class, or its number as text when it has none."""
+        if 0 <= class_id < len(self.class_names):
+            return self.class_names[class_id]
+        return str(class_id)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Return `{xyxy, score, class_id, class_name}` for each detection, in plain types.
+
+        >>> d = Detections(np.array([[1, 2, 3, 4]], np.float32), np.array([0.5], np.float32),
+        ...                np.array([0]), ("person",), (10, 10))
+        >>> d.as_dicts()
+        [{'xyxy': [1.0, 2.0, 3.0, 4.0], 'score': 0.5, 'class_id': 0, 'class_name': 'person'}]
+        """
+        return [
+            {
+                "xyxy": [round(float(v), 3) for v in box],
+                "score": round(score, 6),
+                "class_id": class_id,
+                "class_name": self.class_name(class_id),
+            }
+            for box, score, class_id in self
+        ]
+
+    def as_coco(
+        self, image_id: int | str, category_ids: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return COCO result dictionaries; `bbox` is x, y, width, height in pixels.
+
+        Args:
+            image_id: The picture's id in the annotation file.
+            category_ids: COCO category id by class id; without it the class id itself is used.
+        """
+        return [
+            {
+                "image_id": image_id,
+                "category_id": class_id if category_ids is None else category_ids[class_id],
+                "bbox": [
+                    round(float(v), 3)
+                    for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])
+                ],
+                "score": round(score, 6),
+            }
+            for box, score, class_id in self
+        ]
+
+    def as_yolo_lines(self, with_score: bool = False) -> list[str]:
+        """Return YOLO text lines: class, then centre x, centre y, width, height as fractions.
+
+        >>> d = Detections(np.array([[0, 0, 5, 10]], np.float32), np.array([0.5], np.float32),
+        ...                np.array([2]), (), (10, 10))
+        >>> d.as_yolo_lines()
+        ['2 0.250000 0.500000 0.500000 1.000000']
+        """
+        height, width = self.image_size
+        lines = []
+        for (x1, y1, x2, y2), score, class_id in self:
+            cx, cy = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
+            w, h = (x2 - x1) / width, (y2 - y1) / height
+            line = f"{class_id} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}"
+            lines.append(f"{line} {score:.6f}" if with_score else line)
+        return lines
+
+    def as_supervision(self) -> supervision.Detections:
+        """Return supervision's record of the same boxes.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        import supervision as sv
+
+        names = np.array([self.class_name(int(c)) for c in self.class_ids], dtype=str)
+        return sv.Detections(
+            xyxy=self.xyxy.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.class_ids.copy(),
+            data={"class_name": names},
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Turn records, mappings and tuples into JSON types, recursively."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
