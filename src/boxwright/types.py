@@ -23,6 +23,7 @@ __all__ = [
     "Check",
     "Detections",
     "FloatArray",
+    "GraphSignature",
     "HeadLayout",
     "Image",
     "IntArray",
@@ -274,6 +275,24 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSignature:
+    """What families look at to recognise a graph.
+
+    Attributes:
+        inputs, outputs: Names, dtypes and shapes.
+        metadata: The file's own key-value metadata.
+        producer: Name of the exporter.
+        tail_ops: Operator types between the last weighted layers and the outputs.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    metadata: Mapping[str, str]
+    producer: str
+    tail_ops: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,99 @@
+"""PyTorch on the CPU, as a reference to compare with; not a runtime to ship."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from boxwright.backends import BackendKind, BackendOptions, Feed
+from boxwright.errors import BackendError, RequestError
+from boxwright.types import TensorInfo
+
+__all__ = ["BACKEND", "PyTorchBackend"]
+
+
+class PyTorchBackend:
+    """A torch module behind the backend interface.
+
+    Args:
+        module: Takes (B, 3, H, W) float32 and returns the raw output tensor.
+        image_size: Network input (height, width) in pixels.
+        output_name: Name of the raw output.
+        options: Threads and device.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        image_size: tuple[int, int],
+        output_name: str,
+        options: BackendOptions,
+    ) -> None:
+        import torch
+
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise BackendError(
+                "--device cuda", "this PyTorch sees no CUDA device", "use --device cpu"
+            )
+        use_cuda = options.device != "cpu" and torch.cuda.is_available()
+        self._torch = torch
+        self._device = "cuda" if use_cuda else "cpu"
+        self._module = module.to(self._device).eval()
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self._output = output_name
+        self.description = f"pytorch {torch.__version__} ({self._device.upper()})"
+        self.inputs = (TensorInfo("images", "float32", ("batch", 3, *image_size)),)
+        self.outputs = (TensorInfo(output_name, "float32", ("batch", "?", "?")),)
+        self.metadata: dict[str, str] = {}
+
+    def infer(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+        """Run once.
+
+        Raises:
+            BackendError: The module fails on this input.
+        """
+        tensor = self._torch.from_numpy(np.ascontiguousarray(feed["images"])).to(self._device)
+        try:
+            with self._torch.inference_mode():
+                output = self._module(tensor)
+        except RuntimeError as error:
+            raise BackendError(
+                "inference", f"PyTorch failed ({str(error)[:160]})", "check the input's shape"
+            ) from None
+        if isinstance(output, (tuple, list)):
+            output = output[0]
+        return {self._output: output.float().cpu().numpy()}
+
+    def close(self) -> None:
+        """Free the module."""
+        del self._module
+
+
+def _missing() -> str | None:
+    return None if importlib.util.find_spec("torch") else "export"
+
+
+def _refuse(model: Path | bytes, options: BackendOptions) -> NoReturn:
+    what = "model" if isinstance(model, bytes) else str(model)
+    raise RequestError(what, "a checkpoint is opened by its source, not as a file", "use load()")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"torch": version("torch")}
+
+
+BACKEND = BackendKind(
+    name="pytorch",
+    suffixes=(".pt",),
+    missing=_missing,
+    open=_refuse,
+    open_bytes=_refuse,
+    versions=_versions,
+)

@@ -1,0 +1,155 @@
+"""What Boxwright knows: a file in one of four folders is an entry, imported on demand.
+
+`families/yolox.py` with a `FAMILY` is the family `yolox`; likewise `SOURCE`, `BACKEND` and
+`TASK`. Nothing registers itself, and nothing else imports these folders by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from boxwright.errors import RequestError, UnknownFamilyError, nearest_name
+from boxwright.types import GraphSignature
+
+if TYPE_CHECKING:
+    from boxwright.backends import BackendKind
+    from boxwright.families import Family, Match
+    from boxwright.sources import Source
+    from boxwright.tasks import Task
+
+__all__ = [
+    "backend",
+    "backend_names",
+    "families",
+    "family",
+    "recognise",
+    "source_for",
+    "sources",
+    "task",
+]
+
+_SOURCE_ORDER = ("onnx_file", "ultralytics")
+
+
+@lru_cache(maxsize=8)
+def _file_names(package: str) -> tuple[str, ...]:
+    """Return the entry files of a folder, sorted; files without the entry are left out later."""
+    folder = importlib.import_module(f"boxwright.{package}")
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(folder.__path__)))
+
+
+@lru_cache(maxsize=1)
+def families() -> tuple[Family, ...]:
+    """Return every family, by file name."""
+    modules = [importlib.import_module(f"boxwright.families.{n}") for n in _file_names("families")]
+    return tuple(m.FAMILY for m in modules)
+
+
+def family(name: str) -> Family:
+    """Return a family by its name or an alias.
+
+    Raises:
+        RequestError: There is none; the nearest is named.
+    """
+    known = {spelling: f for f in families() for spelling in (f.name, *f.aliases)}
+    if name.lower() in known:
+        return known[name.lower()]
+    near = nearest_name(name, known)
+    raise RequestError(
+        f"--family {name}",
+        "there is no such family",
+        (f"did you mean {near}? " if near else "") + "known: " + ", ".join(f.name for f in families()),
+    )
+
+
+def recognise(
+    signature: GraphSignature, name: str | None, what: str
+) -> tuple[Family, Match]:
+    """Find the family of a raw graph.
+
+    A family that the file itself confirms wins; otherwise exactly one may fit by shape.
+
+    Args:
+        signature: Of the graph.
+        name: `--family`, or None to recognise it.
+        what: The file, for errors.
+
+    Raises:
+        UnknownFamilyError: None fits, or several do.
+    """
+    shapes = ", ".join(f"{o.name} {list(o.shape)}" for o in signature.outputs)
+    if name is not None:
+        chosen = family(name)
+        match = chosen.recognise(signature, True)
+        if match is None:
+            raise UnknownFamilyError(
+                what, f"its outputs ({shapes}) do not fit --family {chosen.name}", "check --family"
+            )
+        return chosen, match
+    matches = [(f, m) for f in families() if (m := f.recognise(signature, False)) is not None]
+    certain = [(f, m) for f, m in matches if m.certain]
+    best = certain or matches
+    if len(best) == 1:
+        return best[0]
+    known = ", ".join(f.name for f in families())
+    if best:
+        found = "it may be " + " or ".join(f.name for f, _ in best)
+    else:
+        found = f"no known family has outputs like {shapes}"
+    raise UnknownFamilyError(what, found, f"say which with --family ({known})")
+
+
+def sources() -> tuple[Source, ...]:
+    """Return every kind of source, in the order in which they are asked."""
+    return tuple(importlib.import_module(f"boxwright.sources.{n}").SOURCE for n in _SOURCE_ORDER)
+
+
+def source_for(suffix: str) -> Source:
+    """Return the source that reads files of a suffix (`.pt`).
+
+    Raises:
+        RequestError: There is none.
+    """
+    for source in sources():
+        if suffix.lower() in source.suffixes:
+            return source
+    known = ", ".join(s for source in sources() for s in source.suffixes)
+    raise RequestError(f"source of kind {suffix or '(no suffix)'}", "it is not supported", f"give one of {known}")
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return the names of the runtimes."""
+    return _file_names("backends")
+
+
+def backend(name: str) -> BackendKind:
+    """Return a runtime by name.
+
+    Raises:
+        RequestError: There is none; the nearest is named.
+    """
+    if name not in backend_names():
+        near = nearest_name(name, backend_names())
+        raise RequestError(
+            f"--runtime {name}",
+            "there is no such runtime",
+            (f"did you mean {near}? " if near else "") + "known: " + ", ".join(backend_names()),
+        )
+    kind: BackendKind = importlib.import_module(f"boxwright.backends.{name}").BACKEND
+    return kind
+
+
+def task(name: str) -> Task:
+    """Return a task by name.
+
+    Raises:
+        RequestError: There is none.
+    """
+    if name not in _file_names("tasks"):
+        known = ", ".join(_file_names("tasks"))
+        raise RequestError(f"task {name}", "it is not supported yet", f"known: {known}")
+    found: Task = importlib.import_module(f"boxwright.tasks.{name}").TASK
+    return found

@@ -1,0 +1,303 @@
+"""Detector: pictures in, detections in source pixels out, over any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from boxwright import boxes
+from boxwright.backends import Backend
+from boxwright.errors import BackendError, ImageError, RequestError
+from boxwright.images import read_image
+from boxwright.preprocess import Placement, bgr_from_array, prepare, source_from_input
+from boxwright.types import Detections, FloatArray, Image, ModelSpec, NmsSettings, Target
+
+__all__ = ["Detector", "ImageLike"]
+
+ImageLike = str | Path | npt.NDArray[Any]
+_CONVERGED = "nms_converged"
+
+
+class Detector:
+    """A loaded model that finds objects.
+
+    Call it with one picture (path, or array (H, W), (H, W, 3) BGR, (H, W, 4) BGRA; uint8 or
+    uint16) for a `Detections`; with a list of pictures or an (N, H, W, 3) array for a list of
+    them. It is a context manager; `close` frees the runtime. Not safe for use by several threads
+    at once: give each its own.
+
+    Attributes:
+        spec: What the model is.
+        nms: Operating settings. For end-to-end files those that are baked in.
+        description: Runtime, version, device and threads, in words.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        spec: ModelSpec,
+        target: Target | None = None,
+        nms: NmsSettings | None = None,
+    ) -> None:
+        """Wrap a backend; users call `boxwright.load` instead.
+
+        Args:
+            backend: An opened runtime.
+            spec: What the model is.
+            target: What the file was made as; None means a raw head.
+            nms: Settings; None takes the spec's thresholds.
+        """
+        self.spec = spec
+        self.target = target or Target()
+        self.end2end = self.target.outputs == "end2end"
+        self._baked = nms if self.end2end else None
+        self.nms = nms or NmsSettings(
+            score_threshold=spec.score_threshold, iou_threshold=spec.iou_threshold
+        )
+        self._backend = backend
+        self.description = backend.description
+        tensor = backend.inputs[0]
+        self._input_name = tensor.name
+        self._input_dtype = np.dtype(tensor.dtype)
+        self._fixed_batch = tensor.shape[0] if isinstance(tensor.shape[0], int) else None
+        self._optional = {i.name for i in backend.inputs[1:]}
+        self._output_names = {o.name for o in backend.outputs}
+        self._buffer: FloatArray = np.empty((0, 3, *spec.input_size), np.float32)
+
+    @overload
+    def __call__(
+        self,
+        images: ImageLike,
+        *,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        class_ids: Sequence[int] | None = None,
+    ) -> Detections: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        class_ids: Sequence[int] | None = None,
+    ) -> list[Detections]: ...
+
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        class_ids: Sequence[int] | None = None,
+    ) -> Detections | list[Detections]:
+        """Detect in one picture or in several.
+
+        Args:
+            images: A picture, or a list or (N, H, W, 3) array of them; a list runs as one batch.
+            score_threshold, iou_threshold: Replace the operating settings for this call.
+            class_ids: Return only these classes.
+
+        Returns:
+            One `Detections`, or a list in the order of the pictures.
+
+        Raises:
+            ImageError: A picture cannot be read.
+            RequestError: A threshold cannot be changed in this end-to-end file.
+            BackendError: The runtime fails.
+        """
+        many = isinstance(images, (list, tuple)) or (
+            isinstance(images, np.ndarray) and images.ndim == 4
+        )
+        sequence: Sequence[ImageLike] = images if many else [images]  # type: ignore[assignment,list-item]
+        settings = self.settings(score_threshold, iou_threshold)
+        found: list[Detections] = []
+        loaded = [self.read(image) for image in sequence]
+        step = self._fixed_batch or max(len(loaded), 1)
+        for start in range(0, len(loaded), step):
+            batch, places = self.preprocess(loaded[start : start + step])
+            found += self.postprocess(self.infer(batch, settings), places, settings)
+        if class_ids is not None:
+            found = [d.select(np.isin(d.class_ids, list(class_ids))) for d in found]
+        return found if many else found[0]
+
+    def settings(
+        self, score_threshold: float | None = None, iou_threshold: float | None = None
+    ) -> NmsSettings:
+        """Return the settings of a call, after checking that this file can honour them.
+
+        Raises:
+            RequestError: A threshold is out of range, or is baked into the file.
+        """
+        import dataclasses
+
+        score = self.nms.score_threshold if score_threshold is None else score_threshold
+        iou = self.nms.iou_threshold if iou_threshold is None else iou_threshold
+        for name, value in (("score threshold", score), ("IoU threshold", iou)):
+            if not 0.0 <= value <= 1.0:
+                raise RequestError(f"{name} {value}", "it is not between 0 and 1", "use e.g. 0.25")
+        baked = self._baked
+        if baked is not None:
+            if "score_threshold" not in self._optional and score < baked.score_threshold:
+                raise RequestError(
+                    f"score threshold {score}",
+                    f"{baked.score_threshold} is baked into this end-to-end file",
+                    "export with --score-threshold or --dynamic-thresholds, or use the raw file",
+                )
+            unchanged = iou == baked.iou_threshold or self.spec.layout.nms_free
+            if "iou_threshold" not in self._optional and not unchanged:
+                raise RequestError(
+                    f"IoU threshold {iou}",
+                    f"{baked.iou_threshold} is baked into this end-to-end file",
+                    "export with --iou-threshold or --dynamic-thresholds, or use the raw file",
+                )
+        return dataclasses.replace(self.nms, score_threshold=score, iou_threshold=iou)
+
+    @staticmethod
+    def read(image: ImageLike) -> Image:
+        """Return a picture as (H, W, 3) uint8 BGR, from a path or an array.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        if isinstance(image, (str, Path)):
+            return read_image(Path(image))
+        if isinstance(image, np.ndarray):
+            return bgr_from_array(image)
+        raise ImageError(
+            f"picture of type {type(image).__name__}",
+            "it is neither a path nor an array",
+            "give a path or a NumPy array",
+        )
+
+    def preprocess(self, images: Sequence[Image]) -> tuple[FloatArray, list[Placement]]:
+        """Fill the input batch; it is reused by the next call.
+
+        Args:
+            images: (H, W, 3) uint8 BGR each; at most the fixed batch of the file.
+
+        Returns:
+            (B, 3, height, width) float32, zero-filled up to a fixed batch; and the placements.
+        """
+        count = self._fixed_batch or len(images)
+        if len(self._buffer) < count:
+            self._buffer = np.zeros((count, 3, *self.spec.input_size), np.float32)
+        batch = self._buffer[:count]
+        batch[len(images) :] = 0
+        rules, size = self.spec.preprocess, self.spec.input_size
+        places = [prepare(im, size, rules, batch[i]) for i, im in enumerate(images)]
+        return batch, places
+
+    def infer(
+        self, batch: FloatArray, settings: NmsSettings | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run the network on a prepared batch.
+
+        Raises:
+            BackendError: The runtime fails.
+        """
+        feed: dict[str, npt.NDArray[Any]] = {
+            self._input_name: batch.astype(self._input_dtype, copy=False)
+        }
+        if settings is not None:
+            for name in ("score_threshold", "iou_threshold"):
+                if name in self._optional:
+                    feed[name] = np.array([getattr(settings, name)], np.float32)
+        return self._backend.infer(feed)
+
+    def postprocess(
+        self,
+        outputs: dict[str, npt.NDArray[Any]],
+        places: Sequence[Placement],
+        settings: NmsSettings | None = None,
+    ) -> list[Detections]:
+        """Turn the outputs of one inference into detections in source pixels.
+
+        Raises:
+            BackendError: The outputs are not what the file promised.
+        """
+        settings = settings or self.nms
+        read = self._read_end2end if self.end2end else self._read_raw
+        results = []
+        for index, where in enumerate(places):
+            xyxy, scores, labels = read(outputs, index, settings)
+            results.append(
+                Detections(
+                    xyxy=source_from_input(xyxy, where),
+                    scores=scores,
+                    class_ids=labels,
+                    class_names=self.spec.class_names,
+                    image_size=where.source_size,
+                )
+            )
+        return results
+
+    def _read_raw(
+        self, outputs: dict[str, npt.NDArray[Any]], index: int, settings: NmsSettings
+    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
+        raw = next(iter(outputs.values()))[index].astype(np.float32, copy=False)
+        layout, size = self.spec.layout, self.spec.input_size
+        xyxy, scores, labels = boxes.select_candidates(raw, layout, size, settings)
+        if layout.nms_free:
+            limit = settings.keep_topk
+            return xyxy[:limit], scores[:limit], labels[:limit]
+        keep = boxes.batched_nms(xyxy, scores, labels, settings)
+        return xyxy[keep], scores[keep], labels[keep]
+
+    def _read_end2end(
+        self, outputs: dict[str, npt.NDArray[Any]], index: int, settings: NmsSettings
+    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
+        try:
+            count = int(outputs["num_dets"][index, 0])
+            xyxy = outputs["det_boxes"][index, :count].astype(np.float32)
+            scores = outputs["det_scores"][index, :count].astype(np.float32)
+            labels = outputs["det_classes"][index, :count].astype(np.int64)
+        except (KeyError, IndexError) as error:
+            raise BackendError(
+                "end-to-end outputs", f"{error} is missing", "check the file with: boxwright inspect"
+            ) from None
+        if _CONVERGED in outputs and not outputs[_CONVERGED][index, 0]:
+            # Unsettled means a superset of the greedy result: one more pass makes it exact.
+            self._refuse_if_cut(count, outputs["det_boxes"].shape[1])
+            keep = boxes.batched_nms(xyxy, scores, labels, settings)
+            xyxy, scores, labels = xyxy[keep], scores[keep], labels[keep]
+        above = scores > np.float32(settings.score_threshold)
+        return xyxy[above], scores[above], labels[above]
+
+    @staticmethod
+    def _refuse_if_cut(count: int, limit: int) -> None:
+        if count >= limit:
+            raise BackendError(
+                "portable NMS",
+                f"it did not settle and all {limit} places are taken, so boxes may be missing",
+                "export with a larger --nms-iterations or --keep-topk",
+            )
+
+    def close(self) -> None:
+        """Free the runtime."""
+        self._backend.close()
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        height, width = self.spec.input_size
+        kind = "end-to-end" if self.end2end else "raw"
+        return (
+            f"Detector({self.spec.name}: {self.spec.family}, {len(self.spec.class_names)} classes, "
+            f"{width}x{height}, {kind}, on {self.description})"
+        )

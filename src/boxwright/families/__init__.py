@@ -1,0 +1,97 @@
+"""Families: how a kind of detector is recognised, fed and read.
+
+A file in this folder with a `FAMILY` is an entry of the catalog; adding a family is adding a file.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from boxwright.types import GraphSignature, HeadLayout, Preprocess
+
+__all__ = ["Family", "Match", "class_names_from_metadata", "grid_anchor_count", "head_shape"]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A family's reading of a graph.
+
+    Attributes:
+        layout: How the head is read.
+        class_count: Number of classes; 0 when the graph does not tell.
+        certain: The file says so itself, by metadata or by its operators; otherwise only its
+            shapes fit, and another family of equal shapes makes it ambiguous.
+    """
+
+    layout: HeadLayout
+    class_count: int
+    certain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of detector.
+
+    Attributes:
+        name: As `--family` takes it.
+        title: For people.
+        preprocess: How pictures are fed.
+        recognise: Reads a graph; None when it cannot be of this family. The second argument is
+            True when the user named the family, so that doubts are the user's to answer for.
+        iou_threshold: The project's NMS default, 0..1.
+        score_threshold: The default operating score threshold, 0..1.
+        aliases: Other spellings that `--family` takes.
+    """
+
+    name: str
+    title: str
+    preprocess: Preprocess
+    recognise: Callable[[GraphSignature, bool], Match | None]
+    iou_threshold: float = 0.7
+    score_threshold: float = 0.25
+    aliases: tuple[str, ...] = field(default=())
+
+
+def head_shape(signature: GraphSignature) -> tuple[int, int] | None:
+    """Return (second, third) size of the only output when it has three axes and both are fixed."""
+    if len(signature.outputs) != 1 or len(signature.outputs[0].shape) != 3:
+        return None
+    second, third = signature.outputs[0].shape[1:]
+    if isinstance(second, int) and isinstance(third, int):
+        return second, third
+    return None
+
+
+def grid_anchor_count(
+    signature: GraphSignature, strides: tuple[int, ...], per_cell: int = 1
+) -> int | None:
+    """Return how many anchors a head over these strides has for the graph's input size."""
+    shape = signature.inputs[0].shape if signature.inputs else ()
+    if len(shape) != 4 or not isinstance(shape[2], int) or not isinstance(shape[3], int):
+        return None
+    height, width = shape[2], shape[3]
+    return per_cell * sum((-(-height // s)) * (-(-width // s)) for s in strides)
+
+
+def strides_that_fit(signature: GraphSignature, anchors: int, per_cell: int = 1) -> tuple[int, ...]:
+    """Return the usual stride set whose grid has this many anchors, or ()."""
+    for strides in ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32)):
+        if grid_anchor_count(signature, strides, per_cell) == anchors:
+            return strides
+    return ()
+
+
+def class_names_from_metadata(signature: GraphSignature) -> tuple[str, ...]:
+    """Return the class names that Ultralytics writes as a dictionary's text, or ()."""
+    text = signature.metadata.get("names", "")
+    try:
+        names = ast.literal_eval(text) if text else {}
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ()
+    if isinstance(names, list):
+        return tuple(str(n) for n in names)
+    if isinstance(names, dict) and all(isinstance(k, int) for k in names):
+        return tuple(str(names[k]) for k in sorted(names))
+    return ()

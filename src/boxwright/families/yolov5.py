@@ -1,0 +1,34 @@
+"""YOLOv5 with anchors, decoded export: output (B, 3 * cells, 5 + classes) of centre x, centre y,
+width, height in pixels, objectness and class scores, both after the sigmoid. YOLOv7's decoded
+(`--grid`) export has the same layout. Source: YOLOv5 v7.0, `models/yolo.py`.
+"""
+
+from __future__ import annotations
+
+from boxwright.families import Family, Match, head_shape, strides_that_fit
+from boxwright.types import GraphSignature, HeadLayout, Preprocess
+
+__all__ = ["FAMILY"]
+
+
+def _recognise(signature: GraphSignature, named: bool) -> Match | None:
+    shape = head_shape(signature)
+    if shape is None or shape[1] < 6:
+        return None
+    anchors, channels = shape
+    strides = strides_that_fit(signature, anchors, per_cell=3)
+    if not strides:
+        return None
+    return Match(
+        HeadLayout(axes="nac", objectness=True, strides=strides), channels - 5, certain=True
+    )
+
+
+FAMILY = Family(
+    name="yolov5",
+    title="YOLOv5 with anchors (decoded export; YOLOv7's is alike)",
+    preprocess=Preprocess(),
+    recognise=_recognise,
+    iou_threshold=0.45,
+    aliases=("yolov7",),
+)

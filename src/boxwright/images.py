@@ -1,0 +1,64 @@
+"""Reads pictures from files, and refuses those that only look like pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from boxwright.errors import ImageError
+from boxwright.preprocess import bgr_from_array
+from boxwright.types import Image
+
+__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "read_image"]
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+
+
+def read_image(path: Path) -> Image:
+    """Read a picture file as (H, W, 3) uint8 BGR, upright as its EXIF orientation says.
+
+    Grey is repeated, alpha dropped, 16 bits cut to the upper 8. A JPEG or PNG that ends too early
+    is refused: OpenCV would fill the rest with grey and say nothing.
+
+    Raises:
+        ImageError: There is no such file, or it is empty, cut off, or no picture.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(str(path), "there is no such file", "check the path") from None
+    except IsADirectoryError:
+        raise ImageError(str(path), "it is a folder", "name a picture") from None
+    except OSError as error:
+        raise ImageError(str(path), f"it cannot be read ({error.strerror})", "check it") from None
+    if not data:
+        raise ImageError(str(path), "it is empty", "replace the file")
+    if _is_cut_off(data):
+        raise ImageError(str(path), "the picture is cut off", "replace the file")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        reason = str(getattr(error, "err", "") or "OpenCV refuses it")
+        raise ImageError(
+            str(path), f"it cannot be decoded ({reason[:120]})", "replace the file"
+        ) from None
+    if image is None:
+        raise ImageError(
+            str(path), "it is not a picture, or it is damaged", "give JPEG, PNG, WebP, TIFF or BMP"
+        )
+    return bgr_from_array(image, str(path))
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG lacks its end marker after the last scan, or a PNG its end chunk."""
+    if data.startswith(b"\xff\xd8\xff"):
+        # Inside scan data 0xFF is always followed by 0x00 or a restart marker, never by 0xD9.
+        return data.find(b"\xff\xd9", max(data.rfind(b"\xff\xda"), 0)) < 0
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data.rfind(b"IEND") < 0
+    return False

@@ -1,0 +1,168 @@
+"""From a picture to the network's input tensor, and boxes back to the picture.
+
+Pure functions on arrays; OpenCV does the resampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from boxwright.errors import ImageError
+from boxwright.types import FloatArray, Image, Preprocess
+
+__all__ = ["Placement", "bgr_from_array", "place", "prepare", "source_from_input"]
+
+_FILTERS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a resized picture lies inside the network input.
+
+    Attributes:
+        source_size: Picture (height, width) in pixels.
+        resized_size: Picture (height, width) after resizing, each at least 1.
+        left, top: Position of its first pixel in the network input.
+    """
+
+    source_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    left: int
+    top: int
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Input pixels per source pixel (x, y): the real ratios, after rounding to whole pixels."""
+        return (
+            self.resized_size[1] / self.source_size[1],
+            self.resized_size[0] / self.source_size[0],
+        )
+
+
+def place(
+    source_size: tuple[int, int], input_size: tuple[int, int], rules: Preprocess
+) -> Placement:
+    """Compute where a picture lands in the network input.
+
+    Letterbox as the YOLO projects define it: ratio = min(target / source), sides rounded (YOLOX:
+    floored), centred with left = round((W - w) / 2 - 0.1).
+
+    Args:
+        source_size: Picture (height, width) in pixels.
+        input_size: Network input (height, width) in pixels.
+        rules: Resize mode and rounding.
+
+    >>> place((1080, 810), (640, 640), Preprocess())
+    Placement(source_size=(1080, 810), resized_size=(640, 480), left=80, top=0)
+    """
+    height, width = source_size
+    if rules.resize == "stretch":
+        return Placement(source_size, input_size, 0, 0)
+    ratio = min(input_size[0] / height, input_size[1] / width)
+    whole = round if rules.rounding == "round" else int
+    resized = (
+        min(max(1, whole(height * ratio)), input_size[0]),
+        min(max(1, whole(width * ratio)), input_size[1]),
+    )
+    if rules.resize == "letterbox_top_left":
+        return Placement(source_size, resized, 0, 0)
+    return Placement(
+        source_size,
+        resized,
+        left=max(0, round((input_size[1] - resized[1]) / 2 - 0.1)),
+        top=max(0, round((input_size[0] - resized[0]) / 2 - 0.1)),
+    )
+
+
+def prepare(
+    image: Image, input_size: tuple[int, int], rules: Preprocess, out: FloatArray
+) -> Placement:
+    """Write one picture into its slice of the input batch.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        input_size: Network input (height, width) in pixels.
+        rules: The family's preprocessing.
+        out: (3, height, width) float32, contiguous; every element is written.
+
+    Returns:
+        Where the picture lies, for `source_from_input`.
+    """
+    where = place((image.shape[0], image.shape[1]), input_size, rules)
+    (height, width), left, top = where.resized_size, where.left, where.top
+    planes = cv2.split(_resize(image, where, rules))  # contiguous planes convert at full speed
+    for channel, plane in enumerate(planes[::-1] if rules.color == "rgb" else planes):
+        factor = np.float32(rules.scale / rules.std[channel])
+        shift = np.float32(-rules.mean[channel] / rules.std[channel])
+        target = out[channel]
+        padding = np.float32(rules.pad_value) * factor + shift
+        target[:top] = padding
+        target[top + height :] = padding
+        target[top : top + height, :left] = padding
+        target[top : top + height, left + width :] = padding
+        inner = target[top : top + height, left : left + width]
+        np.multiply(plane, factor, out=inner, dtype=np.float32)
+        if shift:
+            inner += shift
+    return where
+
+
+def _resize(image: Image, where: Placement, rules: Preprocess) -> Image:
+    height, width = where.resized_size
+    if where.source_size == (height, width):
+        return image
+    resized = cv2.resize(image, (width, height), interpolation=_FILTERS[rules.interpolation])
+    return resized  # type: ignore[return-value]
+
+
+def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:
+    """Map xyxy boxes from input pixels to source pixels and clip them to the picture.
+
+    Args:
+        boxes: (N, 4) float32 xyxy in pixels of the network input.
+        where: The picture's placement.
+
+    Returns:
+        (N, 4) float32 xyxy in pixels of the source picture.
+    """
+    height, width = where.source_size
+    scale = np.array(where.scale * 2, np.float32)
+    shift = np.array((where.left, where.top) * 2, np.float32)
+    limit = np.array((width, height) * 2, np.float32)
+    result: FloatArray = np.clip((boxes - shift) / scale, np.float32(0), limit)
+    return result
+
+
+def bgr_from_array(array: npt.NDArray[Any], what: str = "image") -> Image:
+    """Return a picture array as (H, W, 3) uint8 BGR.
+
+    Args:
+        array: uint8 or uint16, shape (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA. Alpha is
+            dropped, grey is repeated, 16 bits are cut to the upper 8: what OpenCV does on reading.
+        what: What to call it in errors.
+
+    Raises:
+        ImageError: Another shape or dtype, or no pixels.
+    """
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise ImageError(
+            what,
+            f"an array of shape {array.shape} is not a picture",
+            "give (H, W), (H, W, 3) BGR or (H, W, 4) BGRA",
+        )
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ImageError(
+            what, f"dtype {array.dtype} is not a picture's", "give uint8 (or uint16) pixels"
+        )
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    return np.ascontiguousarray(array[..., :3])

@@ -1,0 +1,202 @@
+"""A raw ONNX file of a known family as a source."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import version_converter
+
+from boxwright import catalog
+from boxwright.backends import Backend, BackendOptions
+from boxwright.errors import BackendError, GraphError, RequestError, SourceError
+from boxwright.families import class_names_from_metadata
+from boxwright.graph.builder import default_opset
+from boxwright.graph.io import bytes_from_model, model_from_file, read_stamp, signature_of
+from boxwright.graph.shapes import dimensions, free_batch, real_inputs, set_batch, static_dimension
+from boxwright.graph.simplify import simplified
+from boxwright.sources import RawModel, Source, SourceRequest
+from boxwright.sources.sidecars import read_sidecars
+from boxwright.types import ModelSpec
+
+__all__ = ["SOURCE"]
+
+_END2END = {"num_dets", "det_boxes", "num_detections", "dets"}
+
+
+def _inputs(request: SourceRequest) -> tuple[Path, ...]:
+    return (request.path, *read_sidecars(request.path).files)
+
+
+def _versions() -> dict[str, str]:
+    return {n: version(n) for n in ("onnx", "onnxruntime", "onnxslim")}
+
+
+def _check(request: SourceRequest) -> None:
+    if request.trust_checkpoint:
+        raise RequestError(
+            "--trust-checkpoint", "an ONNX file holds no code to trust", "drop the option"
+        )
+
+
+def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
+    """Recognise the graph and name its classes."""
+    stamp = read_stamp(model, str(request.path))
+    outputs = {o.name for o in model.graph.output}
+    if outputs & _END2END or (stamp and stamp.target and stamp.target.outputs == "end2end"):
+        raise SourceError(
+            str(request.path),
+            f"it holds NMS already (outputs {', '.join(sorted(outputs))})",
+            "give the raw export",
+        )
+    signature = signature_of(model)
+    inputs = real_inputs(model.graph)
+    height, width = (static_dimension(inputs[0], 2), static_dimension(inputs[0], 3))
+    if len(inputs) != 1 or len(dimensions(inputs[0])) != 4 or height is None or width is None:
+        shapes = ", ".join(f"{i.name} {list(dimensions(i))}" for i in inputs)
+        raise SourceError(
+            str(request.path),
+            f"its inputs are {shapes}, not one picture tensor (N, 3, H, W) of fixed size",
+            "export it with a fixed image size",
+        )
+    if request.image_size is not None and request.image_size != (height, width):
+        raise RequestError(
+            f"--image-size {request.image_size[0]},{request.image_size[1]}",
+            f"{request.path} is fixed to {height},{width}",
+            "drop the option, or export the checkpoint itself",
+        )
+    if stamp is not None and request.family is None:
+        return _renamed(stamp.spec, request)
+    family, match = catalog.recognise(signature, request.family, str(request.path))
+    sidecars = read_sidecars(request.path)
+    names = request.labels or sidecars.labels or class_names_from_metadata(signature)
+    names = names or tuple(f"class{i}" for i in range(match.class_count))
+    if match.class_count and len(names) != match.class_count:
+        raise SourceError(
+            str(request.path),
+            f"its head has {match.class_count} classes, but {len(names)} names were given",
+            "check --labels or labels.json",
+        )
+    if not names:
+        raise SourceError(
+            str(request.path), "the file does not name its classes", "give them with --labels"
+        )
+    return ModelSpec(
+        name=request.name,
+        family=family.name,
+        task="detect",
+        class_names=names,
+        input_size=(height, width),
+        preprocess=family.preprocess,
+        layout=match.layout,
+        score_threshold=_first(
+            request.score_threshold, sidecars.score_threshold, family.score_threshold
+        ),
+        iou_threshold=_first(request.iou_threshold, family.iou_threshold),
+    )
+
+
+def _renamed(spec: ModelSpec, request: SourceRequest) -> ModelSpec:
+    """Apply the request's overrides to the spec that the file itself carries."""
+    import dataclasses
+
+    return dataclasses.replace(
+        spec,
+        name=request.name,
+        class_names=request.labels or spec.class_names,
+        score_threshold=_first(request.score_threshold, spec.score_threshold),
+        iou_threshold=_first(request.iou_threshold, spec.iou_threshold),
+    )
+
+
+def _first(*values: float | None) -> float:
+    return next(v for v in values if v is not None)
+
+
+def _export(request: SourceRequest) -> RawModel:
+    model = model_from_file(request.path)
+    spec = _spec(model, request)
+    original = default_opset(model)
+    if original != request.opset:
+        try:
+            model = version_converter.convert_version(model, request.opset)
+        except (RuntimeError, onnx.checker.ValidationError) as error:
+            raise GraphError(
+                f"--opset {request.opset}",
+                f"{request.path} has opset {original} and cannot be converted "
+                f"({str(error).splitlines()[0][:120]})",
+                f"use --opset {original}",
+            ) from None
+    if request.simplify:
+        model = simplified(model, str(request.path))
+    return RawModel(_with_batch(model, request), spec)
+
+
+def _with_batch(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelProto:
+    """Give the graph the batch that was asked for, and prove it by running."""
+    stored = static_dimension(real_inputs(model.graph)[0], 0)
+    if request.batch is None:
+        if stored is None:
+            return model
+        freed = free_batch(model)
+        _prove_batch(model, freed, str(request.path))
+        return freed
+    if stored is None:
+        return set_batch(model, request.batch)
+    if stored == request.batch:
+        return model
+    freed = free_batch(model)
+    _prove_batch(model, freed, str(request.path))
+    return set_batch(freed, request.batch)
+
+
+def _prove_batch(fixed: onnx.ModelProto, freed: onnx.ModelProto, what: str) -> None:
+    """Run two pictures together and apart; the results must be the same.
+
+    Raises:
+        GraphError: They are not, or the freed graph does not run.
+    """
+    onnxruntime = catalog.backend("onnxruntime")
+    one = real_inputs(fixed.graph)[0]
+    shape = [int(d) for d in dimensions(one)]
+    pictures = np.random.default_rng(0).random((2, *shape[1:]), np.float32)
+    options = BackendOptions(device="cpu")
+    try:
+        alone = onnxruntime.open_bytes(bytes_from_model(fixed, what), options)
+        together = onnxruntime.open_bytes(bytes_from_model(freed, what), options)
+        expected = [alone.infer({one.name: pictures[i : i + 1]}) for i in range(2)]
+        found = together.infer({one.name: pictures})
+    except BackendError as error:
+        raise GraphError(
+            f"dynamic batch of {what}", f"the graph is bound to batch 1 ({error.found})", "use --batch 1"
+        ) from None
+    for name, values in found.items():
+        apart = np.concatenate([e[name] for e in expected])
+        if values.shape != apart.shape or not np.allclose(values, apart, rtol=1e-4, atol=1e-4):
+            raise GraphError(
+                f"dynamic batch of {what}",
+                f"output {name} of two pictures together differs from each alone",
+                "use --batch 1",
+            )
+
+
+def _describe(request: SourceRequest) -> ModelSpec:
+    return _spec(model_from_file(request.path), request)
+
+
+def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
+    return catalog.backend("onnxruntime").open(request.path, options)
+
+
+SOURCE = Source(
+    name="onnx",
+    suffixes=(".onnx",),
+    inputs=_inputs,
+    versions=_versions,
+    describe=_describe,
+    export=_export,
+    reference=_reference,
+    check=_check,
+)
