@@ -279,6 +279,16 @@ class Detector:
                 "export with a larger --nms-iterations or --keep-topk",
             )
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the file takes, or None when any will do."""
+        return self._fixed_batch
+
+    @property
+    def batch_is_free(self) -> bool:
+        """Whether the file takes any batch size."""
+        return self._fixed_batch is None
+
     def close(self) -> None:
         """Free the runtime."""
         self._backend.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,7 +14,7 @@ from boxwright.errors import ImageError
 from boxwright.preprocess import bgr_from_array
 from boxwright.types import Image
 
-__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "expand_paths", "read_image"]
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -62,3 +65,31 @@ def _is_cut_off(data: bytes) -> bool:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data.rfind(b"IEND") < 0
     return False
+
+
+def expand_paths(texts: Sequence[str], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Return the files that paths, folders (searched in depth) and globs name, without repeats.
+
+    A file that is named outright is kept whatever its suffix; folders and globs yield only files
+    with one of the suffixes, sorted.
+
+    Raises:
+        ImageError: A path does not exist, or a folder or glob yields nothing.
+    """
+    found: list[Path] = []
+    for text in texts:
+        path = Path(text)
+        if path.is_dir():
+            here = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        elif path.is_file():
+            here = [path]
+        elif glob.has_magic(text):
+            matches = (Path(m) for m in glob.iglob(text, recursive=True))
+            here = sorted(p for p in matches if p.suffix.lower() in suffixes and p.is_file())
+        else:
+            raise ImageError(text, "there is no such file or folder", "check the path")
+        if not here:
+            known = ", ".join(sorted(s.lstrip(".") for s in suffixes))
+            raise ImageError(text, "it yields no pictures", f"known are {known}")
+        found += here
+    return list(dict.fromkeys(found))

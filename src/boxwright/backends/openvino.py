@@ -84,11 +84,13 @@ class OpenVinoBackend:
 
 
 def _info(port: Any) -> TensorInfo:
-    shape = tuple(
-        d.get_length() if d.is_static else "?" for d in port.get_partial_shape()
-    )
+    shape = tuple(d.get_length() if d.is_static else "?" for d in port.get_partial_shape())
     kind = port.get_element_type().get_type_name()
-    return TensorInfo(port.get_any_name(), _DTYPES.get(kind, kind), shape)
+    # A port has every name that its tensor had on the way; the graph's own is the node's name.
+    name = port.node.get_friendly_name().rsplit("/sink_port_", 1)[0]
+    if name not in port.get_names():
+        name = port.get_any_name()
+    return TensorInfo(name, _DTYPES.get(kind, kind), shape)
 
 
 def _metadata(graph: Any) -> dict[str, str]:

@@ -105,6 +105,8 @@ class GraphBuilder:
 
     def gather_rows(self, tensor: str, index: str, width: int) -> str:
         """Pick rows per picture: (B, A, width) at (B, K) gives (B, K, width)."""
+        if self.opset >= 12:  # OpenVINO wants GatherElements' other sizes equal; GatherND fits all
+            return self.op("GatherND", tensor, self.unsqueeze(index, 2), batch_dims=1)
         wide = self.op("Expand", self.unsqueeze(index, 2), self.ints(1, 1, width))
         return self.op("GatherElements", tensor, wide, axis=1)
 

@@ -16,9 +16,17 @@ from boxwright.graph.nms import (
     keep_above_threshold,
 )
 from boxwright.graph.shapes import dimensions, static_dimension
+from boxwright.stamps import stamp_from_metadata
 from boxwright.types import ModelSpec, NmsSettings, Target
 
-__all__ = ["CONVERGED", "OUTPUT_NAMES", "add_end2end", "check_nms_request"]
+__all__ = [
+    "CONVERGED",
+    "OUTPUT_NAMES",
+    "add_end2end",
+    "check_nms_request",
+    "runnable_anywhere",
+    "with_score_threshold",
+]
 
 OUTPUT_NAMES = ("num_dets", "det_boxes", "det_scores", "det_classes")
 CONVERGED = "nms_converged"  # extra output of the portable form, (N, 1) int32
@@ -135,15 +143,14 @@ def _raw_head(model: onnx.ModelProto, spec: ModelSpec) -> tuple[onnx.ValueInfoPr
 def _add_thresholds(
     b: GraphBuilder, settings: NmsSettings, dynamic: bool, nms_free: bool
 ) -> tuple[str, str]:
-    """Return the names of the score and IoU thresholds, as constants or as optional inputs."""
+    """Store the two thresholds under their names; `dynamic` makes them inputs with defaults."""
     values = {_SCORE: settings.score_threshold, _IOU: settings.iou_threshold}
-    if not dynamic:
-        return b.constant([values[_SCORE]], np.float32), b.constant([values[_IOU]], np.float32)
     for name in (_SCORE,) if nms_free else (_SCORE, _IOU):
         b.graph.initializer.append(
             numpy_helper.from_array(np.array([values[name]], np.float32), name)
         )
-        b.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
+        if dynamic:
+            b.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
     return _SCORE, _IOU
 
 
@@ -175,3 +182,70 @@ def _declare_outputs(model: onnx.ModelProto, batch: onnx.TensorShapeProto.Dimens
         shapes.append((CONVERGED, TensorProto.INT32, [first, 1]))
     for name, dtype, shape in shapes:
         model.graph.output.append(helper.make_tensor_value_info(name, dtype, shape))
+
+
+def with_score_threshold(model: onnx.ModelProto, score_threshold: float) -> onnx.ModelProto:
+    """Return a copy of an end-to-end graph whose baked score threshold is another one.
+
+    For verification on pictures where nothing scores above the operating threshold.
+
+    Raises:
+        GraphError: The graph stores no threshold.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for stored in copy.graph.initializer:
+        if stored.name == _SCORE:
+            stored.CopyFrom(numpy_helper.from_array(np.array([score_threshold], np.float32), _SCORE))
+            return copy
+    for node in copy.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "EfficientNMS_TRT" and attribute.name == _SCORE:
+                attribute.f = score_threshold
+                return copy
+    raise GraphError("score threshold", "the graph stores none", "export it again")
+
+
+def runnable_anywhere(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose EfficientNMS_TRT node is replaced by NonMaxSuppression.
+
+    What the plugin is fed can then be checked without TensorRT; the plugin itself is not.
+    A graph without that node is returned as it is.
+    """
+    plugin = next((n for n in model.graph.node if n.op_type == "EfficientNMS_TRT"), None)
+    if plugin is None:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    kept = [n for n in copy.graph.node if n.op_type != "EfficientNMS_TRT"]
+    kept = [n for n in kept if not set(n.input) & set(plugin.output)]
+    values = {a.name: helper.get_attribute_value(a) for a in plugin.attribute}
+    limit = int(values["max_output_boxes"])
+    settings = NmsSettings(
+        score_threshold=values["score_threshold"],
+        iou_threshold=values["iou_threshold"],
+        keep_topk=limit,
+        class_agnostic=bool(values["class_agnostic"]),
+    )
+    boxes, scores = plugin.input
+    class_count = _class_count(copy)
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    b = GraphBuilder(copy, "runnable")
+    candidates = Candidates(
+        boxes=boxes,
+        scores=b.reduce("ReduceMax", scores, 2),
+        labels=b.op("ArgMax", scores, axis=2, keepdims=0),
+        count=limit,
+        class_count=class_count,
+    )
+    thresholds = _add_thresholds(b, settings, dynamic=False, nms_free=False)
+    _add_results(b, candidates, add_onnx_nms(b, candidates, settings, thresholds), limit)
+    return copy
+
+
+def _class_count(model: onnx.ModelProto) -> int:
+    stamp = stamp_from_metadata({p.key: p.value for p in model.metadata_props}, "end-to-end graph")
+    if stamp is None:
+        raise GraphError("end-to-end graph", "it carries no Boxwright metadata", "export it again")
+    return len(stamp.spec.class_names)

@@ -116,8 +116,9 @@ def _without_plugins(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.graph.node.extend(kept)
     for node in cut:
         for name in node.input:
+            shape = [f"{name}/{axis}" for axis in range(3)]  # boxes and scores both have 3 axes
             copy.graph.output.append(
-                helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+                helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
             )
     return copy
 

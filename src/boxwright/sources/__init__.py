@@ -29,7 +29,6 @@ class SourceRequest:
         image_size: Network input (height, width) in pixels; None takes the model's own.
         head: Which head of a model that has two (v10, 26); `auto` takes the NMS-free one.
         labels: Class names that replace the model's own.
-        score_threshold, iou_threshold: Replace the model's or family's defaults.
         opset: ONNX operator set.
         batch: Fixed number of pictures, or None for a dynamic batch.
         simplify: Run onnxslim.
@@ -43,8 +42,6 @@ class SourceRequest:
     image_size: tuple[int, int] | None = None
     head: Head = "auto"
     labels: tuple[str, ...] | None = None
-    score_threshold: float | None = None
-    iou_threshold: float | None = None
     opset: int = 17
     batch: int | None = None
     simplify: bool = True

@@ -20,6 +20,7 @@ __all__ = [
     "GlobalRef",
     "foreign_project",
     "global_from_name",
+    "storage_dtype",
 ]
 
 GlobalKind: TypeAlias = Literal["network", "bookkeeping", "function", "storage", "dtype"]
@@ -130,12 +131,10 @@ _BOOKKEEPING: dict[str, frozenset[str]] = {
 }
 
 _BUILTINS = _names("set frozenset dict list tuple slice complex bytearray getattr object")
-_PATHS = _names(
-    "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"
-)
+_PATHS = _names("Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath")
 _ARRAYS = _names("scalar _reconstruct")
 
-# Functions (and value types) that have an inert builder in `pickle_machine`.
+# Functions (and value types) that have an inert builder in `pickle_builders`.
 FUNCTIONS: dict[str, frozenset[str]] = {
     "builtins": _BUILTINS,
     "__builtin__": _BUILTINS,

@@ -75,6 +75,7 @@ _NSMLX = tuple("nsmlx")
 _V3 = ("", "-tiny", "-spp")
 _V5 = (*_NSMLX, *(f"{size}6" for size in _NSMLX))
 _V9 = tuple("tsmce")
+_V9_TASKS: Mapping[Task, tuple[str, ...]] = {"detect": _V9, "seg": ("c", "e")}
 _V10 = tuple("nsmblx")
 _EVERY: Mapping[Task, tuple[str, ...]] = dict.fromkeys(_TASKS, _NSMLX)
 _LINES: Mapping[int, _Line] = {
@@ -82,7 +83,7 @@ _LINES: Mapping[int, _Line] = {
     5: _Line("yolov5", _V5, {"detect": _V5}, {"detect": _V5}),
     6: _Line("yolov6", _NSMLX, {"detect": _NSMLX}, {}),
     8: _Line("yolov8", _NSMLX, _EVERY, _EVERY),
-    9: _Line("yolov9", _V9, *2 * ({"detect": _V9, "seg": ("c", "e")},)),
+    9: _Line("yolov9", _V9, _V9_TASKS, _V9_TASKS),
     10: _Line("yolov10", _V10, {"detect": _V10}, {"detect": _V10}),
     11: _Line("yolo11", _NSMLX, _EVERY, _EVERY),
     12: _Line("yolo12", _NSMLX, _EVERY, {"detect": _NSMLX}),

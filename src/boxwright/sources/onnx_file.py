@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.metadata import version
 from pathlib import Path
 
@@ -91,28 +92,25 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
         input_size=(height, width),
         preprocess=family.preprocess,
         layout=match.layout,
-        score_threshold=_first(
-            request.score_threshold, sidecars.score_threshold, family.score_threshold
+        score_threshold=(
+            family.score_threshold
+            if sidecars.score_threshold is None
+            else sidecars.score_threshold
         ),
-        iou_threshold=_first(request.iou_threshold, family.iou_threshold),
+        iou_threshold=family.iou_threshold,
     )
 
 
 def _renamed(spec: ModelSpec, request: SourceRequest) -> ModelSpec:
     """Apply the request's overrides to the spec that the file itself carries."""
-    import dataclasses
-
-    return dataclasses.replace(
-        spec,
-        name=request.name,
-        class_names=request.labels or spec.class_names,
-        score_threshold=_first(request.score_threshold, spec.score_threshold),
-        iou_threshold=_first(request.iou_threshold, spec.iou_threshold),
-    )
-
-
-def _first(*values: float | None) -> float:
-    return next(v for v in values if v is not None)
+    names = request.labels or spec.class_names
+    if len(names) != len(spec.class_names):
+        raise SourceError(
+            str(request.path),
+            f"it has {len(spec.class_names)} classes, but {len(names)} names were given",
+            "check --labels",
+        )
+    return dataclasses.replace(spec, name=request.name, class_names=names)
 
 
 def _export(request: SourceRequest) -> RawModel:

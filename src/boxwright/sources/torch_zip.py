@@ -89,7 +89,9 @@ class TorchArchive:
         order = self._members.get(f"{self._prefix}byteorder")
         if order is not None and self._read(order).strip() != b"little":
             raise SourceError(
-                str(path), "it was saved on a big-endian machine", "re-save it on a little-endian one"
+                str(path),
+                "it was saved on a big-endian machine",
+                "re-save it on a little-endian one",
             )
 
     def _refuse_others(self, pickles: list[str]) -> None:
@@ -168,7 +170,7 @@ def _sound_members(
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED:
             raise SourceError(
                 str(path),
-                f"its member {info.filename!r} is compressed or encrypted, as torch never writes it",
+                f"its member {info.filename!r} is compressed or encrypted, which torch never does",
                 _GIVE_CHECKPOINT,
             )
         if info.file_size != info.compress_size:

@@ -220,7 +220,6 @@ def _spec(loaded: _Loaded, request: SourceRequest) -> ModelSpec:
             f"sides must be multiples of this model's largest stride, {largest}",
             "use e.g. 640",
         )
-    thresholds = (request.score_threshold, sidecars.score_threshold, family.score_threshold)
     return ModelSpec(
         name=request.name,
         family=family.name,
@@ -229,10 +228,12 @@ def _spec(loaded: _Loaded, request: SourceRequest) -> ModelSpec:
         input_size=size,
         preprocess=family.preprocess,
         layout=layout,
-        score_threshold=next(t for t in thresholds if t is not None),
-        iou_threshold=(
-            family.iou_threshold if request.iou_threshold is None else request.iou_threshold
+        score_threshold=(
+            family.score_threshold
+            if sidecars.score_threshold is None
+            else sidecars.score_threshold
         ),
+        iou_threshold=family.iou_threshold,
     )
 
 

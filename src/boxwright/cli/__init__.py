@@ -1,0 +1,100 @@
+"""The command line: one module per verb; each parses, calls and prints.
+
+Verbs are imported when they run, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from boxwright import __version__
+from boxwright.errors import BoxwrightError, nearest_name
+
+__all__ = ["cli", "main"]
+
+_VERBS = {
+    "run": "The main job: export, convert, verify, report.",
+    "export": "Checkpoint or raw ONNX to ONNX variants, without verification.",
+    "fetch": "Download checkpoints, checked and resumable.",
+    "verify": "Parity of two files: tensors and detections.",
+    "predict": "Detect in pictures, folders, globs and videos.",
+    "inspect": "Say what a file is.",
+    "clean": "Remove built files; keep recipes and reports.",
+}
+
+
+class _Verbs(click.Group):
+    """A group that knows its verbs by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module = importlib.import_module(f"boxwright.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name not in _VERBS and not name.startswith("-"):
+            near = nearest_name(name, _VERBS)
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(_VERBS)}"
+            raise click.UsageError(f"{name}: there is no such verb; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="boxwright %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """From a YOLO checkpoint to production files that are proven.
+
+    Data goes to stdout, progress and logs to stderr. Exit status: 0 done; 1 a check failed, or
+    some inputs could not be read; 2 the request or an input is wrong.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    if debug:
+        words = ["--debug", *(w for w in words if w != "--debug")]
+    try:
+        result = cli.main(args=words, prog_name="boxwright", standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; a run goes on where it stopped when it is started again")
+        sys.exit(130)
+    except click.ClickException as error:
+        if debug:
+            raise
+        _complain(" ".join(error.format_message().split()))
+        sys.exit(2)
+    except BoxwrightError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _complain(text: str) -> None:
+    print(f"boxwright: error: {text}", file=sys.stderr)

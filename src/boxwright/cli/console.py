@@ -1,0 +1,145 @@
+"""What the verbs print: progress and notes on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from boxwright.pipeline import Listener, Outcome, Row
+from boxwright.types import Check, Parity
+
+__all__ = ["ConsoleListener", "outcome_as_dict", "print_outcome", "print_parity", "size_text"]
+
+
+class ConsoleListener(Listener):
+    """Shows notes and progress bars on stderr; bars only on a terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ConsoleListener:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def note(self, text: str) -> None:
+        print(f"boxwright: {text}", file=sys.stderr)
+
+    def count(self, label: str, done: int, total: int) -> None:
+        if label not in self._tasks:
+            self._tasks[label] = self._bars.add_task(label, total=total)
+        self._bars.update(self._tasks[label], completed=done, total=total, visible=done < total)
+
+    def bytes(self, name: str, done: int, total: int | None) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(f"download {name}", total=total)
+        self._bars.update(self._tasks[name], completed=done, total=total)
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size in MB or KB.
+
+    >>> size_text(10_500_000), size_text(2048)
+    ('10.5 MB', '2.0 kB')
+    """
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _check(parity: Parity, name: str) -> Check | None:
+    return next((c for c in parity.checks if c.name == name and c.passed is not None), None)
+
+
+def _cell(parity: Parity | None, name: str, form: str = ".1e") -> str:
+    check = _check(parity, name) if parity else None
+    return format(check.measured, form) if check else "-"
+
+
+def _verdict(row: Row) -> str:
+    if row.parity is None:
+        return "not verified"
+    if not row.parity.passed:
+        return "FAILED"
+    return "ok" if row.parity.detections else "ok (tensors only)"
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Print the summary table of a run."""
+    table = Table(title=f"{outcome.folder}", title_justify="left")
+    table.add_column("file", no_wrap=True)
+    for title in ("size", "done", "parity", "raw box px", "raw score", "matched", "min IoU"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in outcome.rows:
+        parity = row.parity
+        missing = _check(parity, "detections missing") if parity else None
+        overlap = _check(parity, "1 - IoU of matched boxes") if parity else None
+        matched = "-"
+        if parity and missing:
+            matched = f"{parity.detections - int(missing.measured)}/{parity.detections}"
+        table.add_row(
+            row.path.name,
+            size_text(row.size_bytes),
+            row.action,
+            _verdict(row),
+            _cell(parity, "raw boxes, px"),
+            _cell(parity, "raw scores"),
+            matched,
+            f"{1 - overlap.measured:.4f}" if overlap else "-",
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    console.print(table)
+
+
+def print_parity(parity: Parity) -> None:
+    """Print every check of a verification."""
+    table = Table(title=f"{parity.candidate} against {parity.reference}", title_justify="left")
+    for title in ("check", "measured", "limit", "result", "note"):
+        table.add_column(title)
+    for check in parity.checks:
+        result = {True: "ok", False: "FAILED", None: "not measured"}[check.passed]
+        table.add_row(check.name, f"{check.measured:.3g}", f"{check.limit:.3g}", result, check.note)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    console.print(table)
+    console.print(f"{parity.pictures} pictures, {parity.detections} detections in the reference")
+
+
+def outcome_as_dict(outcome: Outcome) -> dict[str, object]:
+    """Return what a run did in JSON types."""
+    return {
+        "folder": str(outcome.folder) if outcome.folder else None,
+        "downloaded": [str(p) for p in outcome.downloaded],
+        "files": [
+            {
+                "path": str(r.path),
+                "action": r.action,
+                "size_bytes": r.size_bytes,
+                "sha256": r.sha256,
+                "parity": {**r.parity.as_dict(), "passed": r.parity.passed} if r.parity else None,
+            }
+            for r in outcome.rows
+        ],
+    }

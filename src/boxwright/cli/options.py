@@ -1,0 +1,212 @@
+"""Options that several verbs share, and how their text becomes values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from boxwright.errors import RequestError, nearest_name
+
+__all__ = [
+    "conversion_options",
+    "image_size_from_text",
+    "recipe_data_from_options",
+    "runtime_options",
+    "words_from_text",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PRECISIONS = ("fp32", "fp16")
+_OUTPUTS = ("raw", "end2end")
+_NMS = ("onnx", "efficient_nms", "portable")
+
+
+def words_from_text(option: str, text: str, known: tuple[str, ...]) -> list[str]:
+    """Split a comma list and check each word.
+
+    Raises:
+        RequestError: A word is unknown; the nearest is named.
+    """
+    words = [w.strip().lower() for w in text.split(",") if w.strip()]
+    for word in words:
+        if word not in known:
+            near = nearest_name(word, known)
+            hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
+            raise RequestError(f"{option} {word}", f"known are {', '.join(known)}", hint)
+    if not words:
+        raise RequestError(f"{option} {text!r}", "it is empty", f"give one of {', '.join(known)}")
+    return list(dict.fromkeys(words))
+
+
+def image_size_from_text(text: str) -> tuple[int, int]:
+    """Read `640`, `640,480` or `640x480` as (height, width).
+
+    Raises:
+        RequestError: It is not one or two whole numbers.
+
+    >>> image_size_from_text("640"), image_size_from_text("384x640")
+    ((640, 640), (384, 640))
+    """
+    parts = text.lower().replace("x", ",").replace(" ", ",").split(",")
+    if len(parts) not in (1, 2) or not all(p.isdigit() for p in parts):
+        raise RequestError(
+            f"--image-size {text}", "it is not a side or height,width", "use e.g. 640 or 384,640"
+        )
+    sides = [int(p) for p in parts]
+    return sides[0], sides[-1]
+
+
+def conversion_options(function: F) -> F:
+    """Add the options that say what to make."""
+    options = [
+        click.option(
+            "--precision", metavar="LIST", help="fp32, fp16; a comma list. Default: fp32."
+        ),
+        click.option(
+            "--outputs", metavar="LIST", help="raw, end2end; a comma list. Default: raw."
+        ),
+        click.option("--model-only", is_flag=True, help="The raw head alone: --outputs raw."),
+        click.option(
+            "--nms",
+            metavar="LIST",
+            help="NMS of end-to-end files: onnx, efficient_nms, portable; a comma list.",
+        ),
+        click.option("--batch", metavar="N", help="Fixed batch, or dynamic (the default)."),
+        click.option("--opset", type=int, help="ONNX operator set, 11 to 20. Default: 17."),
+        click.option("--image-size", metavar="S", help="Network input: a side, or height,width."),
+        click.option("--pre-topk", type=int, help="Candidates that NMS sees. Default: 1000."),
+        click.option("--keep-topk", type=int, help="Most detections of a picture. Default: 300."),
+        click.option("--iou-threshold", type=float, help="Baked NMS IoU threshold."),
+        click.option("--score-threshold", type=float, help="Baked score threshold."),
+        click.option("--class-agnostic", is_flag=True, help="NMS across classes."),
+        click.option("--multi-label", is_flag=True, help="Several classes for one box."),
+        click.option(
+            "--dynamic-thresholds", is_flag=True, help="Thresholds are optional graph inputs."
+        ),
+        click.option("--nms-iterations", type=int, help="Steps of the portable NMS. Default: 16."),
+        click.option(
+            "--head",
+            metavar="WORD",
+            help="auto, one2many, one2one: of v10 and 26. Default: auto, the NMS-free one.",
+        ),
+        click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say."),
+        click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco."),
+        click.option("--name", metavar="NAME", help="Stem of the files. Default: the source's."),
+        click.option("--no-simplify", is_flag=True, help="Do not run onnxslim."),
+        click.option(
+            "--trust-checkpoint",
+            is_flag=True,
+            help="Load a .pt with full rights. It can run any code: only for files you trust.",
+        ),
+        click.option("--seed", type=int, help="Of random weights (.yaml). Default: 0."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            default="runs",
+            show_default=True,
+            help="Folder; files land in OUT/NAME/.",
+        ),
+        click.option(
+            "--models",
+            type=click.Path(path_type=Path),
+            default="models",
+            show_default=True,
+            help="Folder for downloads.",
+        ),
+        click.option("--force-download", is_flag=True, help="Download again."),
+        click.option("--force-convert", is_flag=True, help="Make and replace every file."),
+        click.option("--force-all", is_flag=True, help="Both of these."),
+        click.option("--dry-run", is_flag=True, help="Print the plan, make nothing."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option("--verbose", is_flag=True, help="Say more."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def runtime_options(function: F) -> F:
+    """Add the options that say how a file runs."""
+    options = [
+        click.option(
+            "--runtime",
+            type=click.Choice(["auto", "onnxruntime", "openvino", "pytorch"]),
+            default="auto",
+            show_default=True,
+        ),
+        click.option("--threads", type=int, help="CPU threads of one inference."),
+        click.option(
+            "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Turn the conversion options that were given into the keys of a recipe.
+
+    Raises:
+        RequestError: An option is wrong, or two contradict each other.
+    """
+    if options["model_only"] and options["outputs"]:
+        raise RequestError(
+            "--model-only --outputs", "they say the same thing twice", "drop one of them"
+        )
+    precisions = words_from_text("--precision", options["precision"] or "fp32", _PRECISIONS)
+    outputs = words_from_text("--outputs", options["outputs"] or "raw", _OUTPUTS)
+    forms = words_from_text("--nms", options["nms"] or "onnx", _NMS)
+    if options["nms"] and "end2end" not in outputs:
+        raise RequestError(
+            f"--nms {options['nms']}", "no end-to-end file is asked for", "add --outputs end2end"
+        )
+    targets: list[dict[str, str]] = []
+    for precision in precisions:
+        for output in outputs:
+            for form in forms if output == "end2end" else ["onnx"]:
+                targets.append({"precision": precision, "outputs": output, "nms": form})
+    nms_keys = {
+        "score_threshold": "score_threshold",
+        "iou_threshold": "iou_threshold",
+        "pre_topk": "pre_topk",
+        "keep_topk": "keep_topk",
+        "nms_iterations": "iterations",
+    }
+    nms: dict[str, Any] = {
+        key: options[option] for option, key in nms_keys.items() if options[option] is not None
+    }
+    for flag in ("class_agnostic", "multi_label", "dynamic_thresholds"):
+        nms[flag] = options[flag]
+    data: dict[str, Any] = {
+        "source": source,
+        "targets": targets,
+        "nms": nms,
+        "simplify": not options["no_simplify"],
+        "trust_checkpoint": options["trust_checkpoint"],
+    }
+    for key in ("opset", "family", "labels", "name", "seed"):
+        if options[key] is not None:
+            data[key] = options[key]
+    if options["head"] is not None:
+        data["head"] = words_from_text(
+            "--head", options["head"], ("auto", "one2many", "one2one")
+        )[0]
+    if options["batch"] is not None:
+        data["batch"] = _batch_from_text(options["batch"])
+    if options["image_size"] is not None:
+        data["image_size"] = image_size_from_text(options["image_size"])
+    return data
+
+
+def _batch_from_text(text: str) -> int | str:
+    word = text.strip().lower()
+    if word == "dynamic":
+        return word
+    if not word.isdigit():
+        raise RequestError(f"--batch {text}", "it is neither a number nor dynamic", "use e.g. 8")
+    return int(word)

@@ -1,0 +1,118 @@
+"""`boxwright run`: the main job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from boxwright.cli.options import conversion_options, recipe_data_from_options
+
+__all__ = ["command", "execute"]
+
+
+@click.command("run")
+@click.argument("source", metavar="SOURCE|RECIPE.yaml")
+@conversion_options
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="PATH",
+    help="Pictures to verify on: files, folders, globs. Without: generated ones.",
+)
+@click.option("--max-images", type=int, help="At most so many of them. Default: 200.")
+@click.option("--threads", type=int, help="CPU threads of the verification.")
+@click.option("--skip-verify", is_flag=True, help="Publish the files unproven.")
+@click.option("--download-only", is_flag=True, help="Stop after the download.")
+def command(source: str, **options: Any) -> None:
+    """Export, convert, verify and report.
+
+    SOURCE is a checkpoint (.pt), a configuration (.yaml, random weights), a raw ONNX of a known
+    family, an official name (yolo11n) or hf://owner/repo/path. RECIPE.yaml holds all of this and
+    the options; see docs/recipe.md. What is there unchanged is skipped.
+
+    \b
+    boxwright run yolo11n.pt --precision fp32,fp16 --outputs raw,end2end --images pictures/
+    """
+    execute(source, options, verify=not options["skip_verify"])
+
+
+def execute(source: str, options: dict[str, Any], *, verify: bool) -> None:
+    """Build the recipe, run it and print the result; `export` shares it."""
+    from boxwright.cli.console import ConsoleListener, outcome_as_dict, print_outcome
+    from boxwright.pipeline import run
+    from boxwright.plan import plan_lines
+    from boxwright.recipe import recipe_from_mapping
+
+    recipe = _recipe_file(source, options)
+    if recipe is None:
+        data = recipe_data_from_options(source, options)
+        if options["images"]:
+            data["images"] = list(options["images"])
+        for key in ("max_images", "threads"):
+            if options[key] is not None:
+                data[key] = options[key]
+        data["verify"] = verify
+        recipe = recipe_from_mapping(data, "request", options=True)
+    with ConsoleListener() as listener:
+        outcome = run(
+            recipe,
+            options["out"],
+            models=options["models"],
+            dry_run=options["dry_run"],
+            force_download=options["force_download"] or options["force_all"],
+            force_convert=options["force_convert"] or options["force_all"],
+            download_only=options["download_only"],
+            listener=listener,
+        )
+    if options["as_json"]:
+        data = outcome_as_dict(outcome)
+        if options["dry_run"] and outcome.plan:
+            data["plan"] = [
+                {"action": a, "file": f, "from": p, "why": w}
+                for a, f, p, w in plan_lines(outcome.plan.steps)
+            ]
+        click.echo(json.dumps(data, indent=2))
+    elif options["dry_run"] and outcome.plan:
+        for action, file, parent, why in plan_lines(outcome.plan.steps):
+            click.echo(f"{action:7} {outcome.folder}/{file}  from {parent}  ({why})")
+    elif outcome.folder is None:
+        for path in outcome.downloaded:
+            click.echo(str(path))
+    else:
+        print_outcome(outcome)
+
+
+def _recipe_file(source: str, options: dict[str, Any]) -> Any:
+    """Return the recipe when SOURCE is one (a YAML mapping with `source`), otherwise None.
+
+    Raises:
+        RequestError: Options that the recipe decides were given besides.
+    """
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return None
+    import yaml
+
+    from boxwright.errors import RequestError
+    from boxwright.recipe import recipe_from_file
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return recipe_from_file(path)  # it words the error
+    if isinstance(data, dict) and "backbone" in data:
+        return None  # a model configuration
+    recipe = recipe_from_file(path)
+    harmless = {
+        "out", "models", "force_download", "force_convert", "force_all", "dry_run", "as_json",
+        "verbose", "download_only", "skip_verify",
+    }  # fmt: skip
+    given = [k for k, v in options.items() if k not in harmless and v not in (None, False, (), "")]
+    if given:
+        raise RequestError(
+            f"--{given[0].replace('_', '-')}", f"the recipe {path} decides that", "put it there"
+        )
+    return recipe.model_copy(update={"verify": False}) if options["skip_verify"] else recipe

@@ -1,0 +1,448 @@
+"""The main job: resolve, plan, make, verify, publish, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boxwright import __version__, catalog
+from boxwright.backends import Backend, BackendOptions
+from boxwright.environment import describe_environment, package_versions
+from boxwright.errors import CheckFailedError, RequestError
+from boxwright.plan import Plan, Step, decide, hash_of, make_plan
+from boxwright.recipe import Recipe
+from boxwright.resolve import Resolved, needs_download, resolve
+from boxwright.store import Entry, Store, sha256_of_bytes, sha256_of_file, write_atomic
+from boxwright.types import (
+    Artifact,
+    Image,
+    ModelSpec,
+    NmsSettings,
+    Parity,
+    Report,
+    Target,
+    TensorInfo,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+    from boxwright.detector import Detector
+
+__all__ = ["Listener", "Outcome", "Row", "run"]
+
+
+class Listener:
+    """Told what happens; this one keeps silent. The command line prints."""
+
+    def note(self, text: str) -> None:
+        """A step begins or ends."""
+
+    def count(self, label: str, done: int, total: int) -> None:
+        """Pictures of a verification that are done."""
+
+    def bytes(self, name: str, done: int, total: int | None) -> None:
+        """Bytes of a download that have arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One file of the result.
+
+    Attributes:
+        path: Where it is.
+        action: What was done: `made`, `verified` or `skipped`.
+        size_bytes: Of the file.
+        sha256: Of its bytes.
+        parity: Its verification, or None when it was not verified.
+    """
+
+    path: Path
+    action: str
+    size_bytes: int
+    sha256: str
+    parity: Parity | None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        folder: The run directory; None when only a download was asked for.
+        plan: What was to be done.
+        rows: The files that were asked for.
+        downloaded: Files of a download.
+    """
+
+    folder: Path | None
+    plan: Plan | None = None
+    rows: list[Row] = field(default_factory=list)
+    downloaded: list[Path] = field(default_factory=list)
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    models: Path = Path("models"),
+    dry_run: bool = False,
+    force_download: bool = False,
+    force_convert: bool = False,
+    download_only: bool = False,
+    listener: Listener | None = None,
+) -> Outcome:
+    """Make, prove and publish everything that a recipe asks for.
+
+    Files land in `out/<name>/`. What is there unchanged is skipped; what a crash interrupted is
+    taken up again; a file that fails its verification is kept as `<file>.rejected`.
+
+    Args:
+        recipe: What was asked for.
+        out: Parent of the run directory.
+        models: Folder for downloads.
+        dry_run: Only plan; nothing is written but a download that planning needs.
+        force_download, force_convert: Do not skip what is there.
+        download_only: Stop after the download.
+        listener: Told what happens.
+
+    Raises:
+        CheckFailedError: A file failed its verification.
+        BoxwrightError: The request or an input is wrong.
+    """
+    listener = listener or Listener()
+    _check_request(recipe)
+    fetched: list[Path] = []
+
+    def fetch(name: str, folder: Path) -> list[Path]:
+        from boxwright.sources.hub import fetch as download
+
+        files = download(name, folder, force=force_download, progress=listener.bytes)
+        fetched.extend(files)
+        return files
+
+    if download_only:
+        if not needs_download(recipe.source):
+            raise RequestError("--download-only", f"{recipe.source} is a local file", "drop it")
+        return Outcome(None, downloaded=fetch(recipe.source, models))
+    pictures = _pictures(recipe)
+    resolved = resolve(recipe, models, fetch)
+    plan = make_plan(recipe, resolved, out)
+    keys = _parity_keys(plan, recipe, pictures) if recipe.verify else {}
+    if dry_run:
+        return Outcome(plan.folder, decide(plan, Store.peek(plan.folder), force=force_convert, parity_keys=keys))
+    with Store(plan.folder) as store:
+        decided = decide(plan, store, force=force_convert, parity_keys=keys)
+        job = _Job(recipe, resolved, decided, store, pictures, keys, listener)
+        try:
+            job.make_all()
+        finally:
+            job.close()
+        return Outcome(plan.folder, decided, job.rows, fetched)
+
+
+def _check_request(recipe: Recipe) -> None:
+    """Refuse what cannot succeed before anything is downloaded or imported."""
+    from boxwright.graph.end2end import check_nms_request
+
+    settings = recipe.nms_settings(0.25, 0.7)
+    for target in recipe.target_records():
+        if target.outputs == "end2end":
+            check_nms_request(False, target, settings)
+
+
+def _pictures(recipe: Recipe) -> list[Path]:
+    """Return the pictures to verify on, at most `max_images`, evenly spaced."""
+    if not recipe.verify or not recipe.images:
+        return []
+    from boxwright.images import expand_paths
+
+    found = expand_paths(recipe.images)
+    if len(found) <= recipe.max_images:
+        return found
+    step = len(found) / recipe.max_images
+    return [found[int(i * step)] for i in range(recipe.max_images)]
+
+
+def _parity_keys(plan: Plan, recipe: Recipe, pictures: list[Path]) -> dict[str, str]:
+    hashes = [sha256_of_file(p) for p in pictures]
+    return {s.file: hash_of([s.key, hashes, recipe.seed]) for s in plan.steps if s.wanted}
+
+
+class _Job:
+    """One run over an open store."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        resolved: Resolved,
+        plan: Plan,
+        store: Store,
+        pictures: list[Path],
+        parity_keys: dict[str, str],
+        listener: Listener,
+    ) -> None:
+        self.recipe = recipe
+        self.resolved = resolved
+        self.plan = plan
+        self.store = store
+        self.pictures: list[Path | Image] = list(pictures)
+        self.parity_keys = parity_keys
+        self.listener = listener
+        self.rows: list[Row] = []
+        self._reference: Detector | None = None
+        self._models: dict[str, onnx.ModelProto] = {}
+
+    def close(self) -> None:
+        if self._reference is not None:
+            self._reference.close()
+
+    def make_all(self) -> None:
+        for step in self.plan.steps:
+            made = step.action == "make"
+            if made:
+                self.listener.note(f"{step.kind}: {step.file}")
+                self._make(step)
+            if step.wanted:
+                parity = self._prove(step)
+                self._add_row(step, "made" if made else step.action, parity)
+        self._write_report()
+
+    def _make(self, step: Step) -> None:
+        from boxwright.graph.io import bytes_from_model, check_model, tensor_infos, write_stamp
+        from boxwright.graph.shapes import real_inputs
+        from boxwright.stamps import Stamp
+
+        model, spec, nms = self._build(step)
+        parent = self.store.entries[step.parent].sha256 if step.parent else self.plan.source_hash
+        write_stamp(model, Stamp(spec, step.target, nms, parent))
+        check_model(model, step.file)
+        data = bytes_from_model(model, step.file)
+        artifact = Artifact(
+            path=Path(step.file),
+            sha256=sha256_of_bytes(data),
+            spec=spec,
+            target=step.target,
+            inputs=tensor_infos(real_inputs(model.graph)),
+            outputs=tensor_infos(list(model.graph.output)),
+            parent=parent,
+            made_with={"boxwright": __version__, **package_versions(), **self.resolved.source.versions()},
+        )
+        self.store.source = {
+            "asked": self.recipe.source,
+            "kind": self.resolved.source.name,
+            "sha256": self.plan.source_hash,
+            "files": self.plan.source_files,
+        }
+        self.store.put(step.file, data, Entry(
+            key=step.key,
+            sha256=artifact.sha256,
+            state="built",
+            parent=parent,
+            settings=step.settings,
+            record=_record(artifact, nms, len(data)),
+        ))
+        self._models[step.file] = model
+
+    def _build(self, step: Step) -> tuple[onnx.ModelProto, ModelSpec, NmsSettings | None]:
+        if step.kind == "export":
+            raw = self.resolved.source.export(self.resolved.request)
+            return raw.model, raw.spec, None
+        parent, spec = self._parent(step.parent)
+        if step.kind == "fp16":
+            from boxwright.graph.precision import fp16_from_fp32
+
+            return fp16_from_fp32(parent), spec, None
+        from boxwright.graph.end2end import add_end2end
+
+        nms = self.recipe.nms_settings(spec.score_threshold, spec.iou_threshold)
+        return add_end2end(parent, spec, nms, step.target), spec, nms
+
+    def _parent(self, file: str) -> tuple[onnx.ModelProto, ModelSpec]:
+        from boxwright.graph.io import model_from_file, read_stamp
+
+        if file not in self._models:
+            self._models[file] = model_from_file(self.store.path(file))
+        stamp = read_stamp(self._models[file], file)
+        assert stamp is not None, f"{file} was made by this program"
+        return self._models[file], stamp.spec
+
+    def _prove(self, step: Step) -> Parity | None:
+        """Verify and publish a file; return what was measured."""
+        entry = self.store.entries[step.file]
+        stored = Parity.from_dict(entry.parity) if entry.parity else None
+        key = self.parity_keys.get(step.file, "")
+        if not key or (stored is not None and stored.passed and entry.parity_key == key):
+            if entry.state == "built":
+                self.store.publish(step.file, "published")
+            return stored
+        parity = self._verify(step)
+        entry.parity, entry.parity_key = parity.as_dict(), key
+        if not parity.passed:
+            self._reject(step, parity)
+        if entry.state == "built":
+            self.store.publish(step.file, "published")
+        else:
+            self.store.save()
+        return parity
+
+    def _reject(self, step: Step, parity: Parity) -> None:
+        entry = self.store.entries[step.file]
+        if entry.state == "published":  # verified later than published: take it back
+            self.store.path(step.file).replace(self.store.work / step.file)
+        path = self.store.publish(step.file, "rejected")
+        self._add_row(step, "rejected", parity)
+        self._write_report()
+        failed = "; ".join(
+            f"{c.name} is {c.measured:.4g}, at most {c.limit:.4g} is allowed"
+            + (f" ({c.note})" if c.note else "")
+            for c in parity.failures
+        )
+        raise CheckFailedError(
+            step.file,
+            f"parity failed: {failed or 'nothing could be measured'}",
+            f"it is kept as {path.name} and must not be shipped",
+        )
+
+    def _verify(self, step: Step) -> Parity:
+        from boxwright.verify import choose_threshold, generated_pictures, verify
+
+        reference = self._open_reference()
+        if not self.pictures:
+            self.pictures = [*generated_pictures(reference.spec.input_size, seed=self.recipe.seed)]
+        settings = self._operating_settings(step, reference.spec)
+        threshold = choose_threshold(reference, self.pictures, settings)
+        candidate = self._open_candidate(step, threshold, settings)
+        total, done = len(self.pictures), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.listener.count(f"verify {step.file}", done, total)
+
+        try:
+            parity = verify(
+                reference,
+                candidate,
+                self.pictures,
+                step.target.precision,
+                environment=describe_environment(),
+                advance=advance,
+            )
+        finally:
+            candidate.close()
+        if threshold < settings.score_threshold:
+            parity = _with_note(parity, f"at score threshold {threshold:.3g}: nothing scores more")
+        return parity
+
+    def _operating_settings(self, step: Step, spec: ModelSpec) -> NmsSettings:
+        if step.target.outputs == "end2end":
+            return self.recipe.nms_settings(spec.score_threshold, spec.iou_threshold)
+        return NmsSettings(score_threshold=spec.score_threshold, iou_threshold=spec.iou_threshold)
+
+    def _open_reference(self) -> Detector:
+        from boxwright.detector import Detector
+
+        if self._reference is None:
+            self.listener.note(f"open the source: {self.recipe.source}")
+            request, source = self.resolved.request, self.resolved.source
+            backend: Backend = source.reference(
+                request, BackendOptions(self.recipe.threads, "cpu")
+            )
+            self._reference = Detector(backend, self._spec())
+        return self._reference
+
+    def _spec(self) -> ModelSpec:
+        """Return the spec that the built files carry."""
+        for step in self.plan.steps:
+            if step.file in self.store.entries:
+                return ModelSpec.from_dict(self.store.entries[step.file].record["spec"])
+        raise AssertionError("no file was built")
+
+    def _open_candidate(self, step: Step, threshold: float, settings: NmsSettings) -> Detector:
+        """Open a file in ONNX Runtime on the CPU, at the threshold that the pictures allow."""
+        from boxwright.detector import Detector
+        from boxwright.graph.end2end import runnable_anywhere, with_score_threshold
+        from boxwright.graph.io import bytes_from_model, model_from_file
+
+        options = BackendOptions(self.recipe.threads, "cpu")
+        path = self.store.path(step.file)
+        runtime = catalog.backend("onnxruntime")
+        nms = dataclasses.replace(settings, score_threshold=threshold)
+        spec = self._spec()
+        changed = threshold < settings.score_threshold
+        if step.target.outputs == "raw" or (step.target.nms != "efficient_nms" and not changed):
+            return Detector(runtime.open(path, options), spec, step.target, nms)
+        model = model_from_file(path)
+        if changed:
+            model = with_score_threshold(model, threshold)
+        model = runnable_anywhere(model)
+        backend = runtime.open_bytes(bytes_from_model(model, step.file), options)
+        return Detector(backend, spec, step.target, nms)
+
+    def _add_row(self, step: Step, action: str, parity: Parity | None) -> None:
+        path = self.store.path(step.file)
+        size = path.stat().st_size
+        done = {"verify": "verified", "skip": "skipped"}.get(action, action)
+        self.rows.append(Row(path, done, size, self.store.entries[step.file].sha256, parity))
+
+    def _write_report(self) -> None:
+        """Write report.json, unless the same facts are there already."""
+        if all(row.action == "skipped" for row in self.rows):
+            return
+        from boxwright.report import report_as_dict
+
+        artifacts, parity = [], {}
+        for name, entry in sorted(self.store.entries.items()):
+            if entry.state == "built":
+                continue
+            artifacts.append(_artifact(self.store.path(name), entry))
+            if entry.parity:
+                parity[name] = Parity.from_dict(entry.parity)
+        report = Report(describe_environment(), tuple(artifacts), parity)
+        text = json.dumps(report_as_dict(report), indent=2, sort_keys=True) + "\n"
+        write_atomic(self.store.folder / "report.json", text.encode())
+
+
+def _record(artifact: Artifact, nms: NmsSettings | None, size_bytes: int) -> dict[str, Any]:
+    return {
+        "spec": artifact.spec.as_dict(),
+        "target": artifact.target.as_dict(),
+        "nms": nms.as_dict() if nms else None,
+        "inputs": [dataclasses.asdict(i) for i in artifact.inputs],
+        "outputs": [dataclasses.asdict(o) for o in artifact.outputs],
+        "made_with": dict(artifact.made_with),
+        "size_bytes": size_bytes,
+    }
+
+
+def _artifact(path: Path, entry: Entry) -> Artifact:
+    record = entry.record
+
+    def tensors(values: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+        return tuple(TensorInfo(v["name"], v["dtype"], tuple(v["shape"])) for v in values)
+
+    return Artifact(
+        path=path,
+        sha256=entry.sha256,
+        spec=ModelSpec.from_dict(record["spec"]),
+        target=Target.from_dict(record["target"]),
+        inputs=tensors(record["inputs"]),
+        outputs=tensors(record["outputs"]),
+        parent=entry.parent,
+        made_with=record["made_with"],
+    )
+
+
+def _with_note(parity: Parity, note: str) -> Parity:
+    checks = tuple(
+        dataclasses.replace(c, note=f"{c.note}, {note}" if c.note else note)
+        if c.name == "detections missing"
+        else c
+        for c in parity.checks
+    )
+    return dataclasses.replace(parity, checks=checks)

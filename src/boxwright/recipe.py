@@ -1,0 +1,235 @@
+"""The recipe: what a run shall make, as a YAML file or as command-line options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from boxwright.errors import RequestError, nearest_name
+from boxwright.types import NmsSettings, Target
+
+__all__ = ["NmsOptions", "Recipe", "TargetOptions", "recipe_from_file", "recipe_from_mapping"]
+
+OPSETS = range(11, 21)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class TargetOptions(_Strict):
+    """One file to make."""
+
+    precision: Literal["fp32", "fp16"] = "fp32"
+    outputs: Literal["raw", "end2end"] = "raw"
+    nms: Literal["onnx", "efficient_nms", "portable"] = "onnx"
+
+
+class NmsOptions(_Strict):
+    """Baked into end-to-end files; a missing threshold is the model's own default."""
+
+    score_threshold: float | None = Field(None, ge=0, le=1)
+    iou_threshold: float | None = Field(None, ge=0, le=1)
+    pre_topk: int = Field(1000, ge=1, le=100_000)
+    keep_topk: int = Field(300, ge=1, le=10_000)
+    class_agnostic: bool = False
+    multi_label: bool = False
+    dynamic_thresholds: bool = False
+    iterations: int = Field(16, ge=2, le=256)
+
+
+class Recipe(_Strict):
+    """Everything that a run is asked for.
+
+    Attributes:
+        source: A file (.pt, .yaml, .onnx), an official name (yolo11n) or an hf:// address.
+        name: File-name stem; the source's own by default.
+        targets: Files to make.
+        nms: Settings of the NMS inside end-to-end files.
+        image_size: Network input, one side or (height, width) in pixels.
+        batch: Fixed number of pictures; `dynamic` by default.
+        opset: ONNX operator set.
+        simplify: Run onnxslim.
+        head: Which head of a model that has two (v10, 26).
+        family: Of a raw ONNX that does not say.
+        labels: Class names: a JSON or text file, or `coco`.
+        images: Pictures to verify on: files, folders, globs.
+        max_images: At most so many of them, evenly spaced.
+        verify: Prove every file before it is published.
+        trust_checkpoint: Unpickle the checkpoint with full rights.
+        seed: Of random weights and of choices.
+        threads: CPU threads of the verification.
+    """
+
+    source: str
+    name: str | None = None
+    targets: tuple[TargetOptions, ...] = (TargetOptions(),)
+    nms: NmsOptions = NmsOptions()
+    image_size: tuple[int, int] | None = None
+    batch: int | None = None
+    opset: int = 17
+    simplify: bool = True
+    head: Literal["auto", "one2many", "one2one"] = "auto"
+    family: str | None = None
+    labels: str | None = None
+    images: tuple[str, ...] = ()
+    max_images: int = Field(200, ge=1)
+    verify: bool = True
+    trust_checkpoint: bool = False
+    seed: int = 0
+    threads: int | None = Field(None, ge=1)
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("it is empty")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_stem(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip(". ") or set(value) & set('/\\:*?"<>|\0')):
+            raise ValueError("it is not a file name")
+        return value
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square_from_one_side(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("image_size")
+    @classmethod
+    def _size_is_usable(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not all(32 <= side <= 8192 for side in value):
+            raise ValueError("sides must be between 32 and 8192 pixels")
+        return value
+
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _batch_word(cls, value: Any) -> Any:
+        return None if value == "dynamic" else value
+
+    @field_validator("batch")
+    @classmethod
+    def _batch_is_positive(cls, value: int | None) -> int | None:
+        if value is not None and not 1 <= value <= 4096:
+            raise ValueError("it must be between 1 and 4096, or dynamic")
+        return value
+
+    @field_validator("opset")
+    @classmethod
+    def _opset_is_known(cls, value: int) -> int:
+        if value not in OPSETS:
+            raise ValueError(f"supported are {OPSETS.start} to {OPSETS.stop - 1}")
+        return value
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_are_named(cls, value: tuple[TargetOptions, ...]) -> tuple[TargetOptions, ...]:
+        if not value:
+            raise ValueError("there is none")
+        return value
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _images_as_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    def target_records(self) -> tuple[Target, ...]:
+        """Return the targets as records, without repetitions, in order."""
+        records = [
+            Target(
+                precision=t.precision,
+                outputs=t.outputs,
+                nms=t.nms if t.outputs == "end2end" else "onnx",
+                batch=self.batch,
+                opset=self.opset,
+                dynamic_thresholds=self.nms.dynamic_thresholds and t.outputs == "end2end",
+                nms_iterations=self.nms.iterations,
+            )
+            for t in self.targets
+        ]
+        return tuple(dict.fromkeys(records))
+
+    def nms_settings(self, score_threshold: float, iou_threshold: float) -> NmsSettings:
+        """Return the settings, with the model's own thresholds where none were asked for."""
+        score, iou = self.nms.score_threshold, self.nms.iou_threshold
+        return NmsSettings(
+            score_threshold=score_threshold if score is None else score,
+            iou_threshold=iou_threshold if iou is None else iou,
+            pre_topk=self.nms.pre_topk,
+            keep_topk=self.nms.keep_topk,
+            class_agnostic=self.nms.class_agnostic,
+            multi_label=self.nms.multi_label,
+        )
+
+
+def recipe_from_mapping(data: dict[str, Any], what: str, *, options: bool = False) -> Recipe:
+    """Validate a recipe.
+
+    Args:
+        data: Keys and values.
+        what: The recipe's file, or the command, for errors.
+        options: Name keys in errors as command-line options.
+
+    Raises:
+        RequestError: A key is unknown (the nearest known is named) or a value is wrong.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _request_error(first, what, options) from None
+
+
+def _request_error(first: Any, what: str, options: bool) -> RequestError:
+    path = ".".join(str(p) for p in first["loc"])
+    key = str(first["loc"][-1]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"])
+        near = nearest_name(key, known)
+        advice = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+        return RequestError(f"{what}: {path}", "unknown key", advice)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    asked = f"--{key.replace('_', '-')}" if options else f"{what}: {path}"
+    value = first.get("input")
+    if first["type"] == "missing":
+        return RequestError(f"{what}: {path}", "it is missing", f"add {path}:")
+    if first["type"] == "literal_error":
+        expected = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        near = nearest_name(str(value), expected.split(", "))
+        hint = f"did you mean {near}?" if near else ""
+        return RequestError(f"{asked} {value}", f"known are {expected}", hint or "use one of them")
+    shown = value if isinstance(value, (str, int, float)) else ""
+    return RequestError(f"{asked} {shown}".strip(), message, "correct the value")
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    if location[0] == "targets" and len(location) > 1:
+        model = TargetOptions
+    elif location[0] == "nms" and len(location) > 1:
+        model = NmsOptions
+    return list(model.model_fields)
+
+
+def recipe_from_file(path: Path) -> Recipe:
+    """Read a YAML recipe.
+
+    Raises:
+        RequestError: There is no such file, it is not YAML, or its content is wrong.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(str(path), "there is no such file", "check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise RequestError(str(path), f"it cannot be read as YAML ({reason})", "mend it") from None
+    if not isinstance(data, dict):
+        raise RequestError(str(path), "it is not a mapping", "begin with `source:`")
+    return recipe_from_mapping(data, str(path))
