@@ -142,6 +142,7 @@ FUNCTIONS: dict[str, frozenset[str]] = {
     "copyreg": _names("_reconstructor"),
     "copy_reg": _names("_reconstructor"),
     "_codecs": _names("encode"),
+    "dill._dill": _names("_load_type"),  # some Ultralytics releases saved with dill
     "datetime": _names("datetime date time timedelta timezone"),
     "pathlib": _PATHS,
     "pathlib._local": _PATHS,

@@ -427,6 +427,10 @@ def _ask_hub(asked: _HubPath, endpoint: str, token: str | None, patience: Patien
             raise RequestError(
                 asked.source, f"{asked.repo!r} is no repository name", "write hf://owner/repo/path"
             ) from error
+        except ValueError as error:  # not JSON; with requests it is a transport error too
+            raise DownloadError(
+                asked.source, f"{endpoint} does not answer like a hub", "check HF_ENDPOINT"
+            ) from error
         except (transport_error, OSError) as error:
             if tries >= patience.tries or _is_unresolved(error):
                 raise DownloadError(
@@ -434,10 +438,6 @@ def _ask_hub(asked: _HubPath, endpoint: str, token: str | None, patience: Patien
                     f"{endpoint} cannot be reached ({_text_of(error)})",
                     "check the network; HF_ENDPOINT names a mirror",
                 ) from error
-        except ValueError as error:  # not JSON
-            raise DownloadError(
-                asked.source, f"{endpoint} does not answer like a hub", "check HF_ENDPOINT"
-            ) from error
         time.sleep(min(patience.backoff_s * 2 ** (tries - 1), _LONGEST_WAIT_S))
 
 
@@ -880,7 +880,6 @@ def _receive(
             raise OSError(errno.ENOSPC, f"{expected - start} bytes needed, {free_bytes} free")
         with part.open("r+b" if start else "wb") as handle:
             handle.seek(start)
-            handle.truncate()
             if start == 0:
                 _write_validator(part, remote.url, response.headers)
             position = start

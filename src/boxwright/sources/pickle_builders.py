@@ -25,6 +25,7 @@ __all__ = ["BUILDERS", "checked_key", "storage_from_id"]
 
 _EXPANDED_LIMIT = 1 << 24  # elements of a tensor that repeats its storage
 _CODECS = frozenset({"latin1", "latin-1", "ascii", "utf-8", "utf8"})
+_DILL_TYPES = frozenset({"set", "frozenset", "dict", "list", "tuple"})
 _NUMPY_SCALAR = re.compile(r"[fiubUS][0-9]{1,4}")
 
 Builder: TypeAlias = Callable[[tuple[Any, ...]], Any]
@@ -159,6 +160,15 @@ def _reconstructed(args: tuple[Any, ...]) -> Record:
     return Record(ref)
 
 
+def _dill_type(args: tuple[Any, ...]) -> GlobalRef:
+    """Return the built-in container that dill names: set, or SetType as some releases spell it."""
+    (name,) = args
+    plain = str(name).removesuffix("Type").lower()
+    if plain not in _DILL_TYPES:
+        raise RefusedError(f"wants dill._dill._load_type of {str(name)[:40]!r}")
+    return GlobalRef("builtins", plain, "function")
+
+
 def _posix_path(args: tuple[Any, ...]) -> str:
     return str(pathlib.PurePosixPath(*(_text(a) for a in args)))
 
@@ -261,6 +271,7 @@ BUILDERS: dict[str, Builder] = {
     "bytearray": _bytearray,
     "getattr": _member,
     "_reconstructor": _reconstructed,
+    "_load_type": _dill_type,
     "encode": _encode,
     "Size": lambda args: _wholes(args[0]),
     "device": _device,
