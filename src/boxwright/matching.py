@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from boxwright.boxes import iou_matrix
 from boxwright.types import Detections
 
-__all__ = ["Matches", "match_detections"]
+__all__ = ["MatchRules", "Matches", "match_detections"]
+
+_PAIR_IOU = 0.5  # below this overlap two boxes are not of one object
+_IOU_EDGE = 0.02  # so near the NMS threshold, rounding decides whether a box is suppressed
+
+
+@dataclass(frozen=True, slots=True)
+class MatchRules:
+    """When two detections count as the same.
+
+    Attributes:
+        score_threshold: Of the candidate, 0..1.
+        nms_iou: IoU threshold of the NMS, or None for NMS-free heads.
+        min_iou: Least IoU of a pair.
+        score: Largest difference of scores in a pair, 0..1.
+    """
+
+    score_threshold: float
+    nms_iou: float | None
+    min_iou: float
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,52 +42,95 @@ class Matches:
         pairs: Number of reference detections that found their like.
         missing: Reference detections, clear of the threshold, without one.
         extra: Candidate detections without one.
-        min_iou: Smallest IoU of a pair; 1.0 without pairs.
-        max_score_gap: Largest difference of scores in a pair; 0.0 without pairs.
+        ties: Detections that differ because NMS stood between two proposals of nearly equal
+            score, or at its very IoU threshold: each side holds a box that the other proposed.
+        min_iou: Smallest IoU of a pair, ties left out; 1.0 without pairs.
+        max_score_gap: Largest difference of scores in a pair, ties left out; 0.0 without pairs.
     """
 
     pairs: int
     missing: int
     extra: int
+    ties: int
     min_iou: float
     max_score_gap: float
 
 
 def match_detections(
-    reference: Detections, candidate: Detections, score_threshold: float, score_slack: float
+    reference: Detections,
+    candidate: Detections,
+    rules: MatchRules,
+    proposals: Callable[[], Detections] | None = None,
 ) -> Matches:
     """Pair detections of the same class by IoU, best overlap first, one to one.
 
     A score near the threshold may fall on either side of it. So the reference is given down to
-    `score_threshold - score_slack`; of it, only what scores at least `score_threshold +
-    score_slack` must be found; and each candidate detection must have its like somewhere in it.
+    `score_threshold - score`; of it, only what scores at least `score_threshold + score` must be
+    found; and each candidate detection must have its like somewhere in it.
 
     Args:
-        reference: Detections above `score_threshold - score_slack`.
+        reference: Detections above `score_threshold - score`.
         candidate: Detections above `score_threshold`.
-        score_threshold: The operating threshold, 0..1.
-        score_slack: How far two scores of one object may lie apart, 0..1.
+        rules: When two detections count as the same.
+        proposals: Returns what the reference proposed before NMS; asked only when a pair does not
+            fit. Without it nothing counts as a tie.
     """
     overlap = iou_matrix(reference.xyxy, candidate.xyxy)
     overlap[reference.class_ids[:, None] != candidate.class_ids[None, :]] = -1.0
     partner = np.full(len(reference), -1, np.intp)
     taken = np.zeros(len(candidate), bool)
-    ious: list[float] = []
     for flat in np.argsort(-overlap, axis=None, kind="stable"):
         i, j = np.unravel_index(flat, overlap.shape)
-        if overlap[i, j] < 0.5:
+        if overlap[i, j] < _PAIR_IOU:
             break
         if partner[i] < 0 and not taken[j]:
             partner[i] = j
             taken[j] = True
-            ious.append(float(overlap[i, j]))
-    paired = partner >= 0
-    required = reference.scores >= np.float32(score_threshold + score_slack)
+    paired = np.flatnonzero(partner >= 0)
+    ious = overlap[paired, partner[paired]]
     gaps = np.abs(reference.scores[paired] - candidate.scores[partner[paired]])
+    unlike = (ious < rules.min_iou) | (gaps > rules.score)
+    required = reference.scores >= np.float32(rules.score_threshold + rules.score)
+    missing = np.flatnonzero(required & (partner < 0))
+    extra = np.flatnonzero(~taken)
+    ties = 0
+    if proposals is not None and (unlike.any() or len(missing) or len(extra)):
+        known = proposals()
+        tied = unlike & _proposed(known, candidate.select(partner[paired]), rules)
+        scores = candidate.scores[partner[paired]]
+        tied &= np.abs(reference.scores[paired] - scores) <= rules.score
+        ious, gaps = ious[~tied], gaps[~tied]
+        lost = _at_nms_edge(reference.select(missing), candidate, rules)
+        spare = candidate.select(extra)
+        won = _proposed(known, spare, rules) & _at_nms_edge(spare, reference, rules)
+        ties = int(tied.sum() + lost.sum() + won.sum())
+        missing, extra = missing[~lost], extra[~won]
     return Matches(
-        pairs=int(paired.sum()),
-        missing=int((required & ~paired).sum()),
-        extra=int((~taken).sum()),
-        min_iou=min(ious, default=1.0),
+        pairs=len(paired),
+        missing=len(missing),
+        extra=len(extra),
+        ties=ties,
+        min_iou=float(ious.min(initial=1.0)),
         max_score_gap=float(gaps.max(initial=0.0)),
     )
+
+
+def _proposed(known: Detections, found: Detections, rules: MatchRules) -> npt.NDArray[np.bool_]:
+    """Whether each found detection is among the proposals, within the rules."""
+    same = iou_matrix(known.xyxy, found.xyxy) >= rules.min_iou
+    same &= known.class_ids[:, None] == found.class_ids[None, :]
+    same &= np.abs(known.scores[:, None] - found.scores[None, :]) <= rules.score
+    result: npt.NDArray[np.bool_] = same.any(axis=0)
+    return result
+
+
+def _at_nms_edge(
+    single: Detections, kept: Detections, rules: MatchRules
+) -> npt.NDArray[np.bool_]:
+    """Whether each detection overlaps a kept one by nearly the NMS threshold."""
+    if rules.nms_iou is None:
+        return np.zeros(len(single), bool)
+    overlap = iou_matrix(single.xyxy, kept.xyxy)
+    overlap[single.class_ids[:, None] != kept.class_ids[None, :]] = 0.0
+    result: npt.NDArray[np.bool_] = (np.abs(overlap - rules.nms_iou) <= _IOU_EDGE).any(axis=1)
+    return result

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "Outcome", "Row", "run"]
 
 
+_DONE = {"make": "made", "verify": "verified", "skip": "skipped"}
+
+
 class Listener:
     """Told what happens; this one keeps silent. The command line prints."""
 
@@ -203,14 +206,36 @@ class _Job:
 
     def make_all(self) -> None:
         for step in self.plan.steps:
-            made = step.action == "make"
-            if made:
+            if step.action == "make":
                 self.listener.note(f"{step.kind}: {step.file}")
                 self._make(step)
-            if step.wanted:
-                parity = self._prove(step)
-                self._add_row(step, "made" if made else step.action, parity)
+        wanted = [s for s in self.plan.steps if s.wanted]
+        unproven = [s for s in wanted if not self._is_proven(s)]
+        if unproven:
+            self._prove(unproven)
+        failed: list[Step] = []
+        for step in wanted:
+            parity = self._parity(step)
+            if step in unproven and parity is not None and not parity.passed:
+                failed.append(step)
+                self._reject(step)
+            elif self.store.entries[step.file].state == "built":
+                self.store.publish(step.file, "published")
+            self._add_row(step, "rejected" if step in failed else _DONE[step.action], parity)
         self._write_report()
+        if failed:
+            raise CheckFailedError(*self._failure(failed))
+
+    def _parity(self, step: Step) -> Parity | None:
+        stored = self.store.entries[step.file].parity
+        return Parity.from_dict(stored) if stored else None
+
+    def _is_proven(self, step: Step) -> bool:
+        """Whether nothing is to be verified, or it was done already."""
+        key = self.parity_keys.get(step.file, "")
+        parity = self._parity(step)
+        known = parity is not None and parity.passed
+        return not key or (known and self.store.entries[step.file].parity_key == key)
 
     def _make(self, step: Step) -> None:
         from boxwright.graph.io import bytes_from_model, check_model, tensor_infos, write_stamp
@@ -271,73 +296,71 @@ class _Job:
         assert stamp is not None, f"{file} was made by this program"
         return self._models[file], stamp.spec
 
-    def _prove(self, step: Step) -> Parity | None:
-        """Verify and publish a file; return what was measured."""
-        entry = self.store.entries[step.file]
-        stored = Parity.from_dict(entry.parity) if entry.parity else None
-        key = self.parity_keys.get(step.file, "")
-        if not key or (stored is not None and stored.passed and entry.parity_key == key):
-            if entry.state == "built":
-                self.store.publish(step.file, "published")
-            return stored
-        parity = self._verify(step)
-        entry.parity, entry.parity_key = parity.as_dict(), key
-        if not parity.passed:
-            self._reject(step, parity)
-        if entry.state == "built":
-            self.store.publish(step.file, "published")
-        else:
-            self.store.save()
-        return parity
-
-    def _reject(self, step: Step, parity: Parity) -> None:
-        entry = self.store.entries[step.file]
-        if entry.state == "published":  # verified later than published: take it back
-            self.store.path(step.file).replace(self.store.work / step.file)
-        path = self.store.publish(step.file, "rejected")
-        self._add_row(step, "rejected", parity)
-        self._write_report()
-        failed = "; ".join(
-            f"{c.name} is {c.measured:.4g}, at most {c.limit:.4g} is allowed"
-            + (f" ({c.note})" if c.note else "")
-            for c in parity.failures
-        )
-        raise CheckFailedError(
-            step.file,
-            f"parity failed: {failed or 'nothing could be measured'}",
-            f"it is kept as {path.name} and must not be shipped",
-        )
-
-    def _verify(self, step: Step) -> Parity:
-        from boxwright.verify import choose_threshold, generated_pictures, verify
+    def _prove(self, steps: list[Step]) -> None:
+        """Verify files together, so that the source runs once for each picture."""
+        from boxwright.pictures import generated_pictures
+        from boxwright.verify import Candidate, choose_threshold, verify
 
         reference = self._open_reference()
         if not self.pictures:
             self.pictures = [*generated_pictures(reference.spec.input_size, seed=self.recipe.seed)]
-        settings = self._operating_settings(step, reference.spec)
-        threshold = choose_threshold(reference, self.pictures, settings)
-        candidate = self._open_candidate(step, threshold, settings)
+        candidates: dict[str, Candidate] = {}
+        lowered: dict[str, float] = {}
+        for step in steps:
+            settings = self._operating_settings(step, reference.spec)
+            threshold = choose_threshold(reference, self.pictures, settings)
+            if threshold < settings.score_threshold:
+                lowered[step.file] = threshold
+            detector = self._open_candidate(step, threshold, settings)
+            candidates[step.file] = Candidate(detector, step.target.precision)
         total, done = len(self.pictures), 0
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            self.listener.count(f"verify {step.file}", done, total)
+            self.listener.count("verify", done, total)
 
-        try:
-            parity = verify(
-                reference,
-                candidate,
-                self.pictures,
-                step.target.precision,
-                environment=describe_environment(),
-                advance=advance,
+        self.listener.note(f"verify {len(steps)} files on {total} pictures")
+        results = verify(
+            reference,
+            candidates,
+            self.pictures,
+            environment=describe_environment(),
+            advance=advance,
+        )
+        for step in steps:
+            candidates[step.file].detector.close()
+            parity = results[step.file]
+            if step.file in lowered:
+                note = f"at score threshold {lowered[step.file]:.3g}, nothing scores more"
+                parity = _with_note(parity, note)
+            if step.target.nms == "efficient_nms":
+                parity = _with_note(parity, "the plugin's inputs, with NMS in ONNX Runtime")
+            entry = self.store.entries[step.file]
+            entry.parity, entry.parity_key = parity.as_dict(), self.parity_keys[step.file]
+        self.store.save()
+
+    def _reject(self, step: Step) -> None:
+        entry = self.store.entries[step.file]
+        if entry.state == "published":  # verified later than published: take it back
+            self.store.path(step.file).replace(self.store.work / step.file)
+        self.store.publish(step.file, "rejected")
+
+    def _failure(self, failed: list[Step]) -> tuple[str, str, str]:
+        """Return what was asked, found and to do, of the files that failed."""
+        texts = []
+        for step in failed:
+            parity = self._parity(step)
+            assert parity is not None
+            checks = "; ".join(
+                f"{c.name} is {c.measured:.4g}, at most {c.limit:.4g} is allowed"
+                + (f" ({c.note})" if c.note else "")
+                for c in parity.failures
             )
-        finally:
-            candidate.close()
-        if threshold < settings.score_threshold:
-            parity = _with_note(parity, f"at score threshold {threshold:.3g}: nothing scores more")
-        return parity
+            texts.append(checks or "nothing could be measured")
+        names = ", ".join(s.file for s in failed)
+        found = f"parity failed: {texts[0]}" + (f" (and {len(texts) - 1} more)" if texts[1:] else "")
+        return names, found, f"kept as .rejected in {self.store.folder}; it must not be shipped"
 
     def _operating_settings(self, step: Step, spec: ModelSpec) -> NmsSettings:
         if step.target.outputs == "end2end":
@@ -351,7 +374,7 @@ class _Job:
             self.listener.note(f"open the source: {self.recipe.source}")
             request, source = self.resolved.request, self.resolved.source
             backend: Backend = source.reference(
-                request, BackendOptions(self.recipe.threads, "cpu")
+                request, BackendOptions(self.recipe.threads, "cpu", spin=False)
             )
             self._reference = Detector(backend, self._spec())
         return self._reference
@@ -369,7 +392,7 @@ class _Job:
         from boxwright.graph.end2end import runnable_anywhere, with_score_threshold
         from boxwright.graph.io import bytes_from_model, model_from_file
 
-        options = BackendOptions(self.recipe.threads, "cpu")
+        options = BackendOptions(self.recipe.threads, "cpu", spin=False)
         path = self.store.path(step.file)
         runtime = catalog.backend("onnxruntime")
         nms = dataclasses.replace(settings, score_threshold=threshold)
@@ -387,8 +410,7 @@ class _Job:
     def _add_row(self, step: Step, action: str, parity: Parity | None) -> None:
         path = self.store.path(step.file)
         size = path.stat().st_size
-        done = {"verify": "verified", "skip": "skipped"}.get(action, action)
-        self.rows.append(Row(path, done, size, self.store.entries[step.file].sha256, parity))
+        self.rows.append(Row(path, action, size, self.store.entries[step.file].sha256, parity))
 
     def _write_report(self) -> None:
         """Write report.json, unless the same facts are there already."""

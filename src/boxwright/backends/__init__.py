@@ -23,10 +23,13 @@ class BackendOptions:
     Attributes:
         threads: CPU threads of one inference; None leaves the runtime's default.
         device: `auto` takes a GPU when the runtime has one; `cpu` and `cuda` insist.
+        spin: Idle threads keep polling, which saves latency and burns a core; several models that
+            run in turn slow each other down with it.
     """
 
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    spin: bool = True
 
 
 class Backend(Protocol):

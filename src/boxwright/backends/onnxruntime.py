@@ -57,6 +57,8 @@ class OnnxRuntimeBackend:
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
             settings.inter_op_num_threads = 1
+        if not options.spin:
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = self._providers(ort, options, what)
         try:
             self._session = ort.InferenceSession(

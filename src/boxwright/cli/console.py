@@ -143,3 +143,40 @@ def outcome_as_dict(outcome: Outcome) -> dict[str, object]:
             for r in outcome.rows
         ],
     }
+
+
+class PictureProgress:
+    """A progress bar over pictures on stderr, and reports of those that fail."""
+
+    def __init__(self, total: int | None, quiet: bool) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("pictures"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("pictures", total=total)
+
+    def __enter__(self) -> PictureProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self) -> None:
+        """Count one picture."""
+        self._bar.advance(self._task)
+
+    def report(self, text: str) -> None:
+        """Print why a picture was left out."""
+        print(f"boxwright: {text}", file=sys.stderr)

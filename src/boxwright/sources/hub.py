@@ -6,6 +6,9 @@ beside its target, checked (size, SHA-256 where anybody published it), and moved
 broke off is continued, what is there and right is left alone, and what is there and is something
 else is never replaced unasked.
 
+The file has two halves: which files a name stands for, and, from "Files" on, how one file is got.
+Only the first half needs the second, so they stay together. POSIX only (flock).
+
 Environment:
     BOXWRIGHT_RELEASES_URL: Folder of a mirror of the official release assets.
     HF_ENDPOINT, HF_TOKEN: As huggingface_hub reads them.
@@ -221,6 +224,7 @@ def check_request(name: str, sha256: str | None = None) -> None:
 
     Raises:
         RequestError: the name, the checksum or the environment makes no sense.
+        DownloadError: the file's name could lead out of the folder.
     """
     _parse(name, sha256)
 
@@ -274,25 +278,32 @@ def _parse(name: str, sha256: str | None) -> _Remote | _HubPath:
 
 def _parse_hub_page(url: str) -> _HubPath | None:
     """Read a page or file of a Hugging Face repository, as copied from a browser."""
-    parts = urllib.parse.urlsplit(url)
-    match = _HUB_PAGE.fullmatch(urllib.parse.unquote(parts.path))
+    parts, shown = _split_url(url)
+    match = _HUB_PAGE.fullmatch(parts.path.rstrip("/"))
     endpoint = urllib.parse.urlsplit(_hub_endpoint())
     if not match or parts.netloc not in ("huggingface.co", "hf.co", endpoint.netloc):
         return None
-    return _HubPath(match["repo"], match["revision"], _safe_path(match["path"], url))
+    repo, revision, path = (urllib.parse.unquote(match[n]) for n in ("repo", "revision", "path"))
+    return _HubPath(repo, revision, _safe_path(path, shown))
 
 
-def _parse_url(url: str, sha256: str | None) -> _Remote:
+def _split_url(url: str) -> tuple[urllib.parse.SplitResult, str]:
+    """Return the parts of a URL, and how to show it."""
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise RequestError(url, f"it is not a URL ({error})") from error
-    if not host:
-        raise RequestError(url, "it names no host")
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if not host:
+        raise RequestError(shown, "it names no host")
     if "@" in parts.netloc:
         raise RequestError(shown, "it holds a password", "use a URL without one")
+    return parts, shown
+
+
+def _parse_url(url: str, sha256: str | None) -> _Remote:
+    parts, shown = _split_url(url)
     leaf = urllib.parse.unquote(parts.path.rpartition("/")[2])
     if not leaf:
         raise RequestError(shown, "it names no file")
@@ -484,7 +495,7 @@ def _obtain(
     with _storing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
-            raise StoreError(str(target), "a folder has that name", "choose another with --out")
+            raise StoreError(str(target), "a folder has that name", "choose another folder")
     part = target.with_name(f".{target.name}.part")
     with _locked(target):
         if force:
@@ -530,7 +541,7 @@ def _occupied(target: Path, remote: _Remote) -> StoreError:
     return StoreError(
         str(target),
         f"another file is there ({_size(target)} bytes) than {remote.source}",
-        "move it away, choose another folder with --out, or replace it with --force-download",
+        "move it away, choose another folder, or replace it with --force-download",
     )
 
 
@@ -558,7 +569,10 @@ def _digest(path: Path) -> _Digest:
 
 def _size(path: Path) -> int:
     """Return the size of a file in bytes, 0 when it is missing."""
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def _discard(part: Path) -> None:
@@ -588,8 +602,16 @@ def _storing(path: Path) -> Iterator[None]:
             f"it cannot be read or written ({error.strerror or error})",
             "free some space and run the same command again: what came so far is kept"
             if full
-            else "choose another folder with --out",
+            else "choose another folder",
         ) from error
+
+
+def _names_file(path: Path, descriptor: int) -> bool:
+    """Return whether a path still is that of an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -612,7 +634,7 @@ def _locked(target: Path) -> Iterator[None]:
                 except BlockingIOError:
                     _LOG.info("%s: waiting for another fetch of it", target)
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-                current = path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino
+                current = _names_file(path, descriptor)
             if current:
                 try:
                     yield

@@ -1,0 +1,74 @@
+"""`boxwright inspect`: what a file is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(file: Path, family: str | None, as_json: bool) -> None:
+    """Say what a file is: family, input, outputs, classes, lineage.
+
+    Reads .onnx files and .pt checkpoints, the latter without torch and without running them.
+    """
+    from boxwright.errors import RequestError
+
+    if file.suffix == ".pt":
+        facts = _checkpoint(file)
+    elif file.suffix == ".onnx":
+        facts = _graph(file, family)
+    else:
+        raise RequestError(str(file), "only .onnx and .pt files are known", "give one of these")
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, default=str))
+        return
+    for key, value in facts.items():
+        if isinstance(value, (list, tuple)) and len(value) > 12:
+            value = [*value[:12], f"... {len(value)} in all"]
+        click.echo(f"{key}: {value}")
+
+
+def _checkpoint(file: Path) -> dict[str, Any]:
+    from boxwright.sources.pickles import summarise
+
+    return {"file": str(file), **dataclasses.asdict(summarise(file))}
+
+
+def _graph(file: Path, family: str | None) -> dict[str, Any]:
+    from boxwright import catalog
+    from boxwright.graph.builder import default_opset
+    from boxwright.graph.io import model_from_file, read_stamp, signature_of, tensor_infos
+    from boxwright.store import sha256_of_file
+
+    model = model_from_file(file)
+    facts: dict[str, Any] = {
+        "file": str(file),
+        "sha256": sha256_of_file(file),
+        "producer": model.producer_name,
+        "opset": default_opset(model),
+        "nodes": len(model.graph.node),
+        "inputs": [f"{i.name} {i.dtype} {list(i.shape)}" for i in tensor_infos(list(model.graph.input))],
+        "outputs": [
+            f"{o.name} {o.dtype} {list(o.shape)}" for o in tensor_infos(list(model.graph.output))
+        ],
+    }
+    stamp = read_stamp(model, str(file))
+    if stamp is None:
+        found, match = catalog.recognise(signature_of(model), family, str(file))
+        facts |= {"family": found.name, "layout": match.layout.as_dict(), "classes": match.class_count}
+        return facts
+    facts |= stamp.spec.as_dict()
+    facts["target"] = stamp.target.as_dict() if stamp.target else None
+    facts["nms"] = stamp.nms.as_dict() if stamp.nms else None
+    facts["parent"] = stamp.parent
+    return facts

@@ -1,0 +1,98 @@
+"""`boxwright predict`: detect in pictures, folders, globs, videos and cameras."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from boxwright.cli.options import runtime_options
+
+__all__ = ["command"]
+
+
+@click.command("predict")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@runtime_options
+@click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option("--score-threshold", type=float, help="Default: the file's own.")
+@click.option("--iou-threshold", type=float, help="Default: the file's own.")
+@click.option("--classes", metavar="LIST", help="Only these: names or ids, a comma list.")
+@click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say.")
+@click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for drawings. Default: none.")
+@click.option("--save-json", type=click.Path(path_type=Path), help="All detections in one file.")
+@click.option("--save-coco", type=click.Path(path_type=Path), help="COCO results in one file.")
+@click.option("--save-txt", type=click.Path(path_type=Path), help="Folder for YOLO text files.")
+@click.option("--save-conf", is_flag=True, help="Scores as sixth column of the YOLO text.")
+@click.option("--max-frames", type=click.IntRange(1), help="Stop a video or camera after these.")
+@click.option("--force", is_flag=True, help="Replace result files that are there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the detections as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(artifact: Path, inputs: tuple[str, ...], **options: Any) -> int:
+    """Detect objects and save drawings and records.
+
+    INPUT is a picture, a folder (searched in depth), a glob, a video, or the number of a camera.
+    A picture that cannot be read is reported and the others go on; the exit status is then 1.
+
+    \b
+    boxwright predict runs/yolo11n/yolo11n.fp32.onnx bus.jpg --out drawn/ --save-json bus.json
+    """
+    from boxwright.cli.console import PictureProgress
+    from boxwright.loading import load
+    from boxwright.predict import Wishes, class_ids_from_text, open_inputs, predict
+
+    wishes = Wishes(
+        drawings=options["out"],
+        json_file=options["save_json"],
+        coco_file=options["save_coco"],
+        text_folder=options["save_txt"],
+        text_scores=options["save_conf"],
+        force=options["force"],
+    )
+    wishes.check()
+    pictures = open_inputs(inputs, options["max_frames"])
+    with load(
+        artifact,
+        options["runtime"],
+        threads=options["threads"],
+        device=options["device"],
+        score_threshold=options["score_threshold"],
+        iou_threshold=options["iou_threshold"],
+        family=options["family"],
+        labels=options["labels"],
+    ) as detector:
+        wanted = class_ids_from_text(options["classes"], detector.spec.class_names)
+        with PictureProgress(pictures.total, options["quiet"]) as progress:
+            summary = predict(
+                detector,
+                pictures,
+                wishes,
+                batch=options["batch"],
+                class_ids=wanted,
+                advance=progress.advance,
+                report=progress.report,
+            )
+    if options["as_json"]:
+        click.echo(json.dumps(summary.records, indent=1, ensure_ascii=False))
+    else:
+        for record in summary.records[:200]:
+            click.echo(f"{record['image']}: {_counts(record['detections'])}")
+        if len(summary.records) > 200:
+            click.echo(f"... and {len(summary.records) - 200} more")
+    click.echo(
+        f"boxwright: {summary.read} pictures, {summary.detections} detections, "
+        f"{summary.failed} unreadable",
+        err=True,
+    )
+    return 1 if summary.failed else 0
+
+
+def _counts(detections: list[dict[str, Any]]) -> str:
+    counts: dict[str, int] = {}
+    for detection in detections:
+        counts[detection["class_name"]] = counts.get(detection["class_name"], 0) + 1
+    return ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing"

@@ -1,0 +1,347 @@
+"""Detection over many inputs, with records and drawings on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from boxwright import catalog
+from boxwright.detector import Detector
+from boxwright.errors import ImageError, RequestError, StoreError, nearest_name
+from boxwright.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, expand_paths, read_image
+from boxwright.store import write_atomic
+from boxwright.types import Detections, Image
+
+__all__ = ["Frame", "Inputs", "Summary", "Wishes", "class_ids_from_text", "open_inputs", "predict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture to look at, or the reason why it cannot be.
+
+    Attributes:
+        name: As records name it: the path, with the frame number for videos.
+        stem: Relative path without suffix, for result files.
+        image: (H, W, 3) uint8 BGR, or None.
+        error: Why there is no image.
+        video: Key of the video that the frame belongs to, or "".
+        fps: Frames per second of that video.
+    """
+
+    name: str
+    stem: str
+    image: Image | None
+    error: str = ""
+    video: str = ""
+    fps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What to look at: how many pictures, as far as that is known, and the pictures."""
+
+    total: int | None
+    frames: Callable[[], Iterator[Frame]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What to save, and where.
+
+    Attributes:
+        drawings: Folder for pictures and videos with the detections drawn.
+        json_file: List of {image, width, height, detections}.
+        coco_file: COCO results; image ids are the numbers in the names, else positions.
+        text_folder: YOLO text, a file per picture.
+        text_scores: Scores as the sixth column of the text.
+        force: Replace files that are there.
+    """
+
+    drawings: Path | None = None
+    json_file: Path | None = None
+    coco_file: Path | None = None
+    text_folder: Path | None = None
+    text_scores: bool = False
+    force: bool = False
+
+    def check(self) -> None:
+        """Refuse results that would replace files, or that cannot be written, before any work.
+
+        Raises:
+            StoreError: A file is there already, or a folder cannot be made.
+        """
+        for file in (self.json_file, self.coco_file):
+            if file is not None and file.exists() and not self.force:
+                raise StoreError(str(file), "it is there already", "use --force, or another name")
+        folders = [f for f in (self.drawings, self.text_folder) if f is not None]
+        for folder in folders:
+            if folder.is_dir() and any(folder.iterdir()) and not self.force:
+                raise StoreError(str(folder), "it is not empty", "use --force, or another folder")
+        parents = [f.parent for f in (self.json_file, self.coco_file) if f is not None]
+        for folder in [*folders, *parents]:
+            nearest = folder
+            while not nearest.exists():
+                nearest = nearest.parent
+            if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+                raise StoreError(str(folder), "it cannot be written", "choose another place")
+
+
+@dataclass(slots=True)
+class Summary:
+    """What was found.
+
+    Attributes:
+        records: {image, width, height, detections} of every picture that was read.
+        read, failed: Pictures that could and could not be read.
+        detections: Over all pictures.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    coco: list[dict[str, Any]] = field(default_factory=list)
+    read: int = 0
+    failed: int = 0
+    detections: int = 0
+
+
+def class_ids_from_text(text: str | None, names: Sequence[str]) -> list[int] | None:
+    """Read `--classes`: names or ids, a comma list.
+
+    Raises:
+        RequestError: A class is unknown; the nearest is named.
+
+    >>> class_ids_from_text("bus,0", ["person", "bus"])
+    [1, 0]
+    """
+    if text is None:
+        return None
+    found = []
+    for word in (w.strip() for w in text.split(",")):
+        if word in names:
+            found.append(list(names).index(word))
+        elif word.isdigit() and int(word) < len(names):
+            found.append(int(word))
+        else:
+            near = nearest_name(word, names)
+            hint = f"did you mean {near}?" if near else f"give names or ids 0 to {len(names) - 1}"
+            raise RequestError(f"--classes {word}", "the model has no such class", hint)
+    return found
+
+
+def open_inputs(texts: Sequence[str], max_frames: int | None = None) -> Inputs:
+    """Turn paths, folders, globs, videos and camera numbers into pictures.
+
+    Raises:
+        ImageError: A path does not exist, or a folder or glob yields nothing.
+    """
+    cameras = [t for t in texts if t.isdigit() and not Path(t).exists()]
+    others = [t for t in texts if t not in cameras]
+    paths = expand_paths(others, IMAGE_SUFFIXES | VIDEO_SUFFIXES) if others else []
+    stems = _stems(paths, [Path(t) for t in others if Path(t).is_dir()])
+    videos = [p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES]
+
+    def frames() -> Iterator[Frame]:
+        for path in paths:
+            if path in videos:
+                yield from _video_frames(str(path), stems[path], max_frames)
+                continue
+            try:
+                yield Frame(str(path), stems[path], read_image(path))
+            except ImageError as error:
+                yield Frame(str(path), stems[path], None, str(error))
+        for camera in cameras:
+            yield from _video_frames(int(camera), f"camera{camera}", max_frames)
+
+    total = None if cameras or videos else len(paths)
+    return Inputs(total, frames)
+
+
+def _stems(paths: list[Path], roots: list[Path]) -> dict[Path, str]:
+    """Return a distinct relative stem for every file; folders keep their inner structure."""
+    stems: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        root = next((r for r in roots if r in path.parents), path.parent)
+        stem = str(path.relative_to(root).with_suffix(""))
+        unique, number = stem, 2
+        while unique in taken:
+            unique, number = f"{stem}_{number}", number + 1
+        taken.add(unique)
+        stems[path] = unique
+    return stems
+
+
+def _video_frames(source: str | int, stem: str, max_frames: int | None) -> Iterator[Frame]:
+    name = f"camera {source}" if isinstance(source, int) else source
+    capture = cv2.VideoCapture(source)
+    try:
+        if not capture.isOpened():
+            yield Frame(name, stem, None, f"{name}: it cannot be opened as a video; check it")
+            return
+        fps = float(capture.get(cv2.CAP_PROP_FPS)) or 25.0
+        number = 0
+        while max_frames is None or number < max_frames:
+            ok, image = capture.read()
+            if not ok:
+                break
+            picture = np.asarray(image, np.uint8)
+            yield Frame(f"{name}#{number}", f"{stem}_{number:06d}", picture, "", stem, fps)
+            number += 1
+        if number == 0:
+            yield Frame(name, stem, None, f"{name}: the video holds no readable frame; check it")
+    finally:
+        capture.release()
+
+
+def predict(
+    detector: Detector,
+    inputs: Inputs,
+    wishes: Wishes,
+    *,
+    batch: int = 1,
+    class_ids: Sequence[int] | None = None,
+    advance: Callable[[], None] = lambda: None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Summary:
+    """Detect in every picture and save what was wished for.
+
+    Args:
+        detector: The model.
+        inputs: The pictures.
+        wishes: What to save.
+        batch: Pictures per inference.
+        class_ids: Keep only these classes.
+        advance: Called after each picture.
+        report: Told of each picture that cannot be read.
+
+    Raises:
+        StoreError: A result cannot be written.
+        BackendError: The runtime fails.
+    """
+    summary = Summary()
+    drawer = _Drawer(detector, wishes)
+    waiting: list[Frame] = []
+    try:
+        for frame in inputs.frames():
+            if frame.image is None:
+                summary.failed += 1
+                report(frame.error)
+                advance()
+                continue
+            waiting.append(frame)
+            if len(waiting) == batch:
+                _flush(detector, waiting, wishes, drawer, summary, class_ids, advance)
+        _flush(detector, waiting, wishes, drawer, summary, class_ids, advance)
+    finally:
+        drawer.close()
+    if wishes.json_file is not None:
+        _write_json(wishes.json_file, summary.records)
+    if wishes.coco_file is not None:
+        _write_json(wishes.coco_file, summary.coco)
+    return summary
+
+
+def _flush(
+    detector: Detector,
+    waiting: list[Frame],
+    wishes: Wishes,
+    drawer: _Drawer,
+    summary: Summary,
+    class_ids: Sequence[int] | None,
+    advance: Callable[[], None],
+) -> None:
+    images = [f.image for f in waiting if f.image is not None]
+    if not images:
+        return
+    for frame, found in zip(waiting, detector(images, class_ids=class_ids), strict=True):
+        height, width = found.image_size
+        summary.read += 1
+        summary.detections += len(found)
+        summary.records.append(
+            {
+                "image": frame.name,
+                "width": width,
+                "height": height,
+                "detections": found.as_dicts(),
+            }
+        )
+        if wishes.coco_file is not None:
+            summary.coco += found.as_coco(_image_id(frame, summary.read))
+        if wishes.text_folder is not None:
+            lines = found.as_yolo_lines(wishes.text_scores)
+            text = "".join(line + "\n" for line in lines)
+            _write(wishes.text_folder / f"{frame.stem}.txt", text.encode())
+        drawer.draw(frame, found)
+        advance()
+    waiting.clear()
+
+
+def _image_id(frame: Frame, position: int) -> int:
+    """Return COCO's id: the number that the file is named by, else the position from 1."""
+    digits = re.fullmatch(r"(?:.*[/\\])?(?:[A-Za-z0-9]+_)*0*(\d+)", frame.stem)
+    return int(digits.group(1)) if digits and not frame.video else position
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            str(path.parent), f"it cannot be made ({error.strerror})", "choose another place"
+        ) from None
+    write_atomic(path, data)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    _write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+class _Drawer:
+    """Writes drawings: a JPEG per picture, a video per video."""
+
+    def __init__(self, detector: Detector, wishes: Wishes) -> None:
+        self._folder = wishes.drawings
+        self._draw = catalog.task(detector.spec.task).draw
+        self._video = ""
+        self._writer: cv2.VideoWriter | None = None
+
+    def draw(self, frame: Frame, found: Detections) -> None:
+        if self._folder is None or frame.image is None:
+            return
+        canvas = self._draw(frame.image, found)
+        if frame.video:
+            self._add_to_video(frame, canvas)
+            return
+        ok, data = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        if not ok:  # JPEG ends at 65,535 pixels a side
+            ok, data = cv2.imencode(".png", canvas)
+        suffix = ".jpg" if data[0] == 0xFF else ".png"
+        _write(self._folder / f"{frame.stem}{suffix}", data.tobytes())
+
+    def _add_to_video(self, frame: Frame, canvas: Image) -> None:
+        assert self._folder is not None
+        if frame.video != self._video:
+            self.close()
+            path = self._folder / f"{frame.video}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            height, width = canvas.shape[:2]
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(path), codec, frame.fps, (width, height))
+            if not self._writer.isOpened():
+                raise StoreError(str(path), "the video cannot be written", "choose another place")
+            self._video = frame.video
+        assert self._writer is not None
+        self._writer.write(canvas)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
+            self._video = ""
