@@ -27,7 +27,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from boxwright.cli.fetch import command
 from boxwright.errors import BoxwrightError, DownloadError, RequestError, StoreError
-from boxwright.sources import hub, names
+from boxwright.sources import hub, names, transfer
 
 FAST = hub.Patience(timeout_s=5.0, tries=3, backoff_s=0.01)
 MIB = 1 << 20
@@ -578,7 +578,7 @@ def test_unknown_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def redirect(url: str, location: str, code: int) -> urllib.request.Request:
     """Return the request that follows a redirect of one that carries credentials."""
     request = urllib.request.Request(url, headers={"Authorization": "Bearer t"})
-    found = hub._Redirects().redirect_request(
+    found = transfer._Redirects().redirect_request(
         request, io.BytesIO(), code, "", HTTPMessage(), location
     )
     assert found is not None

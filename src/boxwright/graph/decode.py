@@ -129,9 +129,8 @@ def add_candidates(
         labels = b.op("ArgMax", gather(scores, chosen, class_count), axis=channels, keepdims=0)
     values = b.slice(raw, channels, 0, 4)
     if channels == 1:
-        rows = b.op("Transpose", b.gather_columns(values, chosen, 4), perm=[0, 2, 1])
-    else:
-        rows = b.gather_rows(values, chosen, 4)
+        values = b.op("Transpose", values, perm=[0, 2, 1])
+    rows = b.gather_rows(values, chosen, 4)
     boxes = _decode_box_rows(b, rows, layout, input_size, chosen)
     return Candidates(boxes, best, labels, count, class_count)
 

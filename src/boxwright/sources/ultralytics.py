@@ -7,6 +7,7 @@ reads checkpoints without running code from them.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 import re
 import warnings
@@ -18,7 +19,7 @@ import yaml
 
 from boxwright import catalog
 from boxwright.backends import Backend, BackendOptions
-from boxwright.errors import GraphError, RequestError, SourceError
+from boxwright.errors import GraphError, MissingExtraError, RequestError, SourceError
 from boxwright.sources import RawModel, Source, SourceRequest
 from boxwright.sources.sidecars import Sidecars, read_sidecars
 from boxwright.types import HeadLayout, ModelSpec
@@ -50,6 +51,9 @@ def _versions() -> dict[str, str]:
 
 def _check(request: SourceRequest) -> None:
     """Refuse what cannot succeed, before torch is imported."""
+    for package in ("torch", "ultralytics"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f"{package}, for {request.path.name}", "export")
     if request.opset not in _OPSETS:
         raise RequestError(
             f"--opset {request.opset}",
@@ -256,12 +260,12 @@ def _set_head(model: Any, spec: ModelSpec) -> None:
 
 
 def _export(request: SourceRequest) -> RawModel:
+    loaded = _load(request)
     import onnx
     import torch
 
     from boxwright.graph.simplify import simplified
 
-    loaded = _load(request)
     spec = _spec(loaded, request)
     model = loaded.model
     _set_head(model, spec)

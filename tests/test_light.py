@@ -1,0 +1,102 @@
+"""The base install suffices: no module and no `--help` needs an optional dependency."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import boxwright
+
+SOURCE = Path(boxwright.__file__).parents[1]
+OPTIONAL = ("torch", "torchvision", "ultralytics", "openvino", "tensorrt_rtx_bindings", "supervision")
+
+_BLOCK = f"""
+import importlib.machinery, sys
+class Base(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.split(".")[0] in {OPTIONAL!r}:
+            return None
+        return super().find_spec(name, path, target)
+sys.meta_path = [Base if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+sys.path.insert(0, {str(SOURCE)!r})
+"""
+
+
+def run_blocked(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that has the base dependencies alone."""
+    return subprocess.run(
+        [sys.executable, "-c", _BLOCK + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_module_imports_without_extras():
+    done = run_blocked(
+        """
+        import importlib, pkgutil, boxwright
+        names = [m.name for m in pkgutil.walk_packages(boxwright.__path__, "boxwright.")]
+        for name in names:
+            if name != "boxwright.__main__":
+                importlib.import_module(name)
+        print(len(names))
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 40
+
+
+@pytest.mark.parametrize(
+    "verb", ["", "run", "export", "fetch", "verify", "predict", "inspect", "clean"]
+)
+def test_every_help_prints_without_extras(verb):
+    words = [verb, "--help"] if verb else ["--help"]
+    done = run_blocked(f"from boxwright.cli import main; main({words!r})")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: boxwright") and not done.stderr
+
+
+def test_import_loads_nothing_heavy():
+    done = run_blocked(
+        """
+        import boxwright
+        heavy = {"numpy", "cv2", "onnx", "onnxruntime", "pydantic", "rich", "click", "yaml"}
+        print(sorted(heavy & set(sys.modules)))
+        """
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_predict_path_does_not_import_onnx(tmp_path):
+    """Detecting with a file of ours needs no graph library: cold starts stay fast."""
+    done = run_blocked(
+        """
+        import boxwright.loading, boxwright.predict, boxwright.backends.onnxruntime
+        print(sorted({"onnx", "pydantic", "onnxslim", "huggingface_hub"} & set(sys.modules)))
+        """
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_missing_extra_names_its_command(tmp_path):
+    done = run_blocked(
+        """
+        from boxwright.cli import main
+        main(["run", "yolo11n.yaml", "--out", "never"])
+        """
+    )
+    assert done.returncode == 2
+    assert 'pip install "boxwright[export]"' in done.stderr and "Traceback" not in done.stderr
+
+
+def test_public_names_exist():
+    for name in boxwright.__all__:
+        assert getattr(boxwright, name) is not None
+    with pytest.raises(AttributeError):
+        boxwright.nonsense  # noqa: B018
