@@ -34,7 +34,7 @@ class Worker:
         """Start it.
 
         Args:
-            side: `onnxruntime`, `openvino` or `ultralytics`.
+            side: `auto`, `onnxruntime`, `openvino` (all ours) or `ultralytics`.
             model: The file to detect with.
             pictures: Known to it by position.
             settings_folder: For the settings file of Ultralytics.
@@ -50,11 +50,13 @@ class Worker:
             "iou": iou,
             "decode": decode,
         }
-        theirs = side == "ultralytics"
-        self._log = tempfile.TemporaryFile("w+")
+        variables = our_variables(threads)
+        if side == "ultralytics":
+            variables = ultralytics_variables(settings_folder, threads)
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py"), side, str(model), json.dumps(settings)],
-            env=ultralytics_variables(settings_folder, threads) if theirs else our_variables(threads),
+            env=variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -15,7 +15,7 @@ from tiny_models import nms_free_onnx, ultralytics_onnx, yolov5_onnx, yolox_onnx
 
 import boxwright
 from boxwright import catalog
-from boxwright.errors import RequestError, SourceError, UnknownFamilyError
+from boxwright.errors import GraphError, RequestError, SourceError, UnknownFamilyError
 from boxwright.graph.io import model_from_file, signature_of
 from boxwright.pictures import generated_pictures
 from boxwright.recipe import recipe_from_mapping
@@ -116,13 +116,21 @@ def test_a_fixed_batch_is_kept(family, tmp_path):
         assert len(detector(generated_pictures((64, 64), count=7))) == 7
 
 
-@pytest.mark.parametrize("opset", [11, 13, 18, 20])
-def test_opset_is_honoured(opset, tmp_path):
-    source = ultralytics_onnx(tmp_path / "tiny.onnx")
-    recipe = recipe_from_mapping({"source": str(source), "opset": opset}, "test")
+@pytest.mark.parametrize(("stored", "asked"), [(13, 17), (17, 18), (17, 20)])
+def test_opset_is_honoured(stored, asked, tmp_path):
+    source = ultralytics_onnx(tmp_path / "tiny.onnx", opset=stored)
+    recipe = recipe_from_mapping({"source": str(source), "opset": asked}, "test")
     outcome = boxwright.run(recipe, tmp_path / "runs")
     model = model_from_file(outcome.rows[0].path)
-    assert [o.version for o in model.opset_import if o.domain == ""] == [opset]
+    assert [o.version for o in model.opset_import if o.domain == ""] == [asked]
+
+
+def test_an_older_opset_than_the_files_own_is_refused(tmp_path):
+    source = ultralytics_onnx(tmp_path / "tiny.onnx", opset=17)
+    recipe = recipe_from_mapping({"source": str(source), "opset": 13}, "test")
+    with pytest.raises(GraphError, match="use --opset 17"):
+        boxwright.run(recipe, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_family_is_refused(tmp_path):

@@ -264,12 +264,7 @@ def nms(boxes: FloatArray, iou_threshold: float) -> npt.NDArray[np.intp]:
     """
     count, limit = len(boxes), np.float32(iou_threshold)
     if count <= _MATRIX_NMS_LIMIT:
-        over = iou_matrix(boxes, boxes) > limit
-        removed = np.zeros(count, bool)
-        for i in np.flatnonzero(over.sum(axis=1) > 1):  # only boxes that overlap another one act
-            if not removed[i]:
-                removed[i + 1 :] |= over[i, i + 1 :]
-        return np.flatnonzero(~removed)
+        return _survivors(iou_matrix(boxes, boxes) > limit)
     kept: list[int] = []
     left = np.arange(count)
     while len(left):
@@ -277,6 +272,15 @@ def nms(boxes: FloatArray, iou_threshold: float) -> npt.NDArray[np.intp]:
         kept.append(int(best))
         left = left[iou_matrix(boxes[best : best + 1], boxes[left])[0] <= limit]
     return np.array(kept, np.intp)
+
+
+def _survivors(over: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Return what greedy NMS keeps, from (N, N): which box overlaps which; best first."""
+    removed = np.zeros(len(over), bool)
+    for i in np.flatnonzero(over.sum(axis=1) > 1):  # only boxes that overlap another one act
+        if not removed[i]:
+            removed[i + 1 :] |= over[i, i + 1 :]
+    return np.flatnonzero(~removed)
 
 
 def batched_nms(
@@ -297,6 +301,10 @@ def batched_nms(
     """
     if settings.class_agnostic or len(boxes) < 2:
         return nms(boxes, settings.iou_threshold)[: settings.keep_topk]
+    if len(boxes) <= _MATRIX_NMS_LIMIT:  # one masked matrix costs less than a small one per class
+        over = iou_matrix(boxes, boxes) > np.float32(settings.iou_threshold)
+        over &= class_ids[:, None] == class_ids[None, :]
+        return _survivors(over)[: settings.keep_topk]
     order = np.argsort(class_ids, kind="stable")  # stable: stays best first within a class
     starts = np.flatnonzero(np.diff(class_ids[order], prepend=class_ids[order[0]] - 1))
     keep = np.zeros(len(boxes), bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -82,7 +82,7 @@ class Detector:
     @overload
     def __call__(
         self,
-        images: Sequence[ImageLike],
+        images: list[Any] | tuple[Any, ...],
         *,
         score_threshold: float | None = None,
         iou_threshold: float | None = None,
@@ -91,7 +91,7 @@ class Detector:
 
     def __call__(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike | list[Any] | tuple[Any, ...],
         *,
         score_threshold: float | None = None,
         iou_threshold: float | None = None,
@@ -112,10 +112,11 @@ class Detector:
             RequestError: A threshold cannot be changed in this end-to-end file.
             BackendError: The runtime fails.
         """
-        many = isinstance(images, (list, tuple)) or (
-            isinstance(images, np.ndarray) and images.ndim == 4
-        )
-        sequence: Sequence[ImageLike] = images if many else [images]  # type: ignore[assignment,list-item]
+        stacked = isinstance(images, np.ndarray) and images.ndim == 4
+        many = stacked or isinstance(images, (list, tuple))
+        sequence: Iterable[Any] = images if not isinstance(images, (str, Path)) else ()
+        if not many:
+            sequence = [images]
         settings = self.settings(score_threshold, iou_threshold)
         found: list[Detections] = []
         loaded = [self.read(image) for image in sequence]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from boxwright.boxes import iou_matrix
-from boxwright.types import Detections
+from boxwright.types import Detections, FloatArray
 
 __all__ = ["MatchRules", "Matches", "match_detections"]
 
@@ -75,7 +75,7 @@ def match_detections(
         proposals: Returns what the reference proposed before NMS; asked only when a pair does not
             fit. Without it nothing counts as a tie.
     """
-    overlap = iou_matrix(reference.xyxy, candidate.xyxy)
+    overlap = _overlaps(reference, candidate)
     overlap[reference.class_ids[:, None] != candidate.class_ids[None, :]] = -1.0
     partner = np.full(len(reference), -1, np.intp)
     taken = np.zeros(len(candidate), bool)
@@ -96,9 +96,14 @@ def match_detections(
     ties = 0
     if proposals is not None and (unlike.any() or len(missing) or len(extra)):
         known = proposals()
-        tied = unlike & _proposed(known, candidate.select(partner[paired]), rules)
-        scores = candidate.scores[partner[paired]]
-        tied &= np.abs(reference.scores[paired] - scores) <= rules.score
+        mates = candidate.select(partner[paired])
+        own = reference.select(paired)
+        proposed = unlike & _proposed(known, mates, rules)
+        near = np.abs(own.scores - mates.scores) <= rules.score
+        # Or two strangers met: the mate stood at the NMS threshold, the other lost to it thereby.
+        stray = _at_nms_edge(mates, reference, rules)
+        stray &= ~required[paired] | _at_nms_edge(own, candidate, rules)
+        tied = proposed & (near | stray)
         ious, gaps = ious[~tied], gaps[~tied]
         lost = _at_nms_edge(reference.select(missing), candidate, rules)
         spare = candidate.select(extra)
@@ -115,13 +120,24 @@ def match_detections(
     )
 
 
+def _overlaps(first: Detections, second: Detections) -> FloatArray:
+    """IoU of every pair, where a box counts as at least one pixel wide and high.
+
+    Clipping to the picture can leave a box without area, which would overlap not even itself.
+    """
+    solid = []
+    for boxes in (first.xyxy, second.xyxy):
+        high = np.maximum(boxes[:, 2:], boxes[:, :2] + np.float32(1))
+        solid.append(np.concatenate([boxes[:, :2], high], axis=1))
+    return iou_matrix(solid[0], solid[1])
+
+
 def _proposed(known: Detections, found: Detections, rules: MatchRules) -> npt.NDArray[np.bool_]:
     """Whether each found detection is among the proposals, within the rules."""
-    same = iou_matrix(known.xyxy, found.xyxy) >= rules.min_iou
+    same: npt.NDArray[np.bool_] = np.greater_equal(_overlaps(known, found), rules.min_iou)
     same &= known.class_ids[:, None] == found.class_ids[None, :]
     same &= np.abs(known.scores[:, None] - found.scores[None, :]) <= rules.score
-    result: npt.NDArray[np.bool_] = same.any(axis=0)
-    return result
+    return np.asarray(same.any(axis=0))
 
 
 def _at_nms_edge(
@@ -130,7 +146,7 @@ def _at_nms_edge(
     """Whether each detection overlaps a kept one by nearly the NMS threshold."""
     if rules.nms_iou is None:
         return np.zeros(len(single), bool)
-    overlap = iou_matrix(single.xyxy, kept.xyxy)
+    overlap = _overlaps(single, kept)
     overlap[single.class_ids[:, None] != kept.class_ids[None, :]] = 0.0
-    result: npt.NDArray[np.bool_] = (np.abs(overlap - rules.nms_iou) <= _IOU_EDGE).any(axis=1)
-    return result
+    near: npt.NDArray[np.bool_] = np.less_equal(np.abs(overlap - rules.nms_iou), _IOU_EDGE)
+    return np.asarray(near.any(axis=1))

@@ -140,6 +140,8 @@ def run(
         return Outcome(plan.folder, decide(plan, Store.peek(plan.folder), force=force_convert, parity_keys=keys))
     with Store(plan.folder) as store:
         decided = decide(plan, store, force=force_convert, parity_keys=keys)
+        if any(step.action != "skip" for step in decided.steps):
+            _check_pictures(pictures)
         job = _Job(recipe, resolved, decided, store, pictures, keys, listener)
         try:
             job.make_all()
@@ -152,6 +154,8 @@ def _check_request(recipe: Recipe) -> None:
     """Refuse what cannot succeed before anything is downloaded or imported."""
     from boxwright.graph.end2end import check_nms_request
 
+    if recipe.family is not None:
+        catalog.family(recipe.family)
     settings = recipe.nms_settings(0.25, 0.7)
     for target in recipe.target_records():
         if target.outputs == "end2end":
@@ -169,6 +173,19 @@ def _pictures(recipe: Recipe) -> list[Path]:
         return found
     step = len(found) / recipe.max_images
     return [found[int(i * step)] for i in range(recipe.max_images)]
+
+
+def _check_pictures(pictures: list[Path]) -> None:
+    """Refuse a picture that cannot be read before anything is made.
+
+    Raises:
+        ImageError: One is damaged.
+    """
+    if pictures:
+        from boxwright.images import read_image
+
+        for path in pictures:
+            read_image(path)
 
 
 def _parity_keys(plan: Plan, recipe: Recipe, pictures: list[Path]) -> dict[str, str]:
@@ -328,6 +345,11 @@ class _Job:
             environment=describe_environment(),
             advance=advance,
         )
+        if not any(parity.detections for parity in results.values()):
+            self.listener.note(
+                "the source detects nothing on these pictures, so detections stay unproven; give "
+                "--images that show objects"
+            )
         for step in steps:
             candidates[step.file].detector.close()
             parity = results[step.file]
@@ -343,7 +365,7 @@ class _Job:
     def _reject(self, step: Step) -> None:
         entry = self.store.entries[step.file]
         if entry.state == "published":  # verified later than published: take it back
-            self.store.path(step.file).replace(self.store.work / step.file)
+            self.store.withdraw(step.file)
         self.store.publish(step.file, "rejected")
 
     def _failure(self, failed: list[Step]) -> tuple[str, str, str]:

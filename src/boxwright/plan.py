@@ -15,7 +15,7 @@ from boxwright.errors import StoreError
 from boxwright.recipe import Recipe
 from boxwright.resolve import Resolved
 from boxwright.store import Store, changed_settings, sha256_of_file
-from boxwright.types import Precision, Target
+from boxwright.types import Parity, Precision, Target
 
 __all__ = ["Action", "Plan", "Step", "hash_of", "make_plan"]
 
@@ -154,11 +154,11 @@ def _decided(step: Step, store: Store, force: bool, parity_key: str) -> Step:
     path = store.folder / step.file
     if force:
         return dataclasses.replace(step, action="make", why="forced")
+    if (entry is None or entry.state != "published") and path.exists():
+        raise StoreError(
+            str(path), "this file is not from a run of ours", "move it, or use --force-convert"
+        )
     if entry is None:
-        if path.exists():
-            raise StoreError(
-                str(path), "this file is not from a run of ours", "move it, or use --force-convert"
-            )
         return dataclasses.replace(step, action="make", why="it is missing")
     if entry.key != step.key:
         if entry.state != "published":
@@ -184,6 +184,8 @@ def _decided(step: Step, store: Store, force: bool, parity_key: str) -> Step:
     if parity_key and entry.parity_key != parity_key:
         why = "other pictures or source" if entry.parity_key else "not verified yet"
         return dataclasses.replace(step, action="verify", why=why)
+    if parity_key and not (entry.parity and Parity.from_dict(entry.parity).passed):
+        return dataclasses.replace(step, action="verify", why="its verification failed")
     return dataclasses.replace(step, action="skip", why="unchanged")
 
 

@@ -77,15 +77,31 @@ class Wishes:
 
         Raises:
             StoreError: A file is there already, or a folder cannot be made.
+            RequestError: Two results would be one file.
         """
-        for file in (self.json_file, self.coco_file):
-            if file is not None and file.exists() and not self.force:
+        try:
+            self._check()
+        except OSError as error:
+            raise StoreError(
+                str(error.filename), f"it cannot be written ({error.strerror})", "choose another"
+            ) from None
+
+    def _check(self) -> None:
+        files = [f for f in (self.json_file, self.coco_file) if f is not None]
+        if len(files) == 2 and files[0].absolute() == files[1].absolute():
+            raise RequestError(
+                f"--save-json --save-coco {files[0]}", "both name one file", "name two files"
+            )
+        for file in files:
+            if file.is_dir():
+                raise StoreError(str(file), "it is a folder", "name a file")
+            if file.exists() and not self.force:
                 raise StoreError(str(file), "it is there already", "use --force, or another name")
         folders = [f for f in (self.drawings, self.text_folder) if f is not None]
         for folder in folders:
             if folder.is_dir() and any(folder.iterdir()) and not self.force:
                 raise StoreError(str(folder), "it is not empty", "use --force, or another folder")
-        parents = [f.parent for f in (self.json_file, self.coco_file) if f is not None]
+        parents = [f.parent for f in files]
         for folder in [*folders, *parents]:
             nearest = folder
             while not nearest.exists():
@@ -126,7 +142,7 @@ def class_ids_from_text(text: str | None, names: Sequence[str]) -> list[int] | N
     for word in (w.strip() for w in text.split(",")):
         if word in names:
             found.append(list(names).index(word))
-        elif word.isdigit() and int(word) < len(names):
+        elif re.fullmatch("[0-9]{1,9}", word) and int(word) < len(names):
             found.append(int(word))
         else:
             near = nearest_name(word, names)
@@ -141,7 +157,7 @@ def open_inputs(texts: Sequence[str], max_frames: int | None = None) -> Inputs:
     Raises:
         ImageError: A path does not exist, or a folder or glob yields nothing.
     """
-    cameras = [t for t in texts if t.isdigit() and not Path(t).exists()]
+    cameras = [t for t in texts if re.fullmatch("[0-9]{1,4}", t) and not Path(t).exists()]
     others = [t for t in texts if t not in cameras]
     paths = expand_paths(others, IMAGE_SUFFIXES | VIDEO_SUFFIXES) if others else []
     stems = _stems(paths, [Path(t) for t in others if Path(t).is_dir()])
@@ -239,6 +255,7 @@ def predict(
             if len(waiting) == batch:
                 _flush(detector, waiting, wishes, drawer, summary, class_ids, advance)
         _flush(detector, waiting, wishes, drawer, summary, class_ids, advance)
+        drawer.finish()
     finally:
         drawer.close()
     if wishes.json_file is not None:
@@ -289,13 +306,17 @@ def _image_id(frame: Frame, position: int) -> int:
     return int(digits.group(1)) if digits and not frame.video else position
 
 
-def _write(path: Path, data: bytes) -> None:
+def _make_folder(folder: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
-            str(path.parent), f"it cannot be made ({error.strerror})", "choose another place"
+            str(folder), f"it cannot be made ({error.strerror})", "choose another place"
         ) from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    _make_folder(path.parent)
     write_atomic(path, data)
 
 
@@ -311,6 +332,7 @@ class _Drawer:
         self._draw = catalog.task(detector.spec.task).draw
         self._video = ""
         self._writer: cv2.VideoWriter | None = None
+        self._part = self._final = Path()
 
     def draw(self, frame: Frame, found: Detections) -> None:
         if self._folder is None or frame.image is None:
@@ -328,20 +350,52 @@ class _Drawer:
     def _add_to_video(self, frame: Frame, canvas: Image) -> None:
         assert self._folder is not None
         if frame.video != self._video:
-            self.close()
-            path = self._folder / f"{frame.video}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.finish()
+            self._final = self._folder / f"{frame.video}.mp4"
+            self._part = self._final.with_name(f".{self._final.stem}.part.mp4")
+            _make_folder(self._final.parent)
             height, width = canvas.shape[:2]
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(path), codec, frame.fps, (width, height))
+            self._writer = cv2.VideoWriter(str(self._part), codec, frame.fps, (width, height))
             if not self._writer.isOpened():
-                raise StoreError(str(path), "the video cannot be written", "choose another place")
+                raise _video_error(self._final)
             self._video = frame.video
         assert self._writer is not None
         self._writer.write(canvas)
 
+    def finish(self) -> None:
+        """Give the last video its name.
+
+        Raises:
+            StoreError: It was not written whole; OpenCV says nothing of a full disk.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        self._video = ""
+        if not _opens_as_video(self._part):
+            self._part.unlink(missing_ok=True)
+            raise _video_error(self._final)
+        self._part.replace(self._final)
+
     def close(self) -> None:
+        """Drop a video that was not finished."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None
-            self._video = ""
+            self._part.unlink(missing_ok=True)
+
+
+def _opens_as_video(path: Path) -> bool:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return bool(capture.isOpened() and capture.read()[0])
+    finally:
+        capture.release()
+
+
+def _video_error(path: Path) -> StoreError:
+    return StoreError(
+        str(path), "the video cannot be written", "free some space, or choose another place"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -14,6 +14,22 @@ from boxwright.types import NmsSettings, Target
 __all__ = ["NmsOptions", "Recipe", "TargetOptions", "recipe_from_file", "recipe_from_mapping"]
 
 OPSETS = range(11, 21)
+_LONGEST_NAME_BYTES = 180  # file systems take 255, with our suffixes and temporary names
+
+# What pydantic says in words of Python, in words of YAML.
+_PLAIN = {
+    "int_type": "it should be a whole number",
+    "float_type": "it should be a number",
+    "bool_type": "it should be true or false",
+    "string_type": "it should be text",
+    "tuple_type": "it should be a list",
+    "model_type": "it should be a mapping",
+}
+
+# YAML's `yes` is no number, and a quoted "17" none either.
+WholeNumber = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
 
 
 class _Strict(BaseModel):
@@ -31,14 +47,14 @@ class TargetOptions(_Strict):
 class NmsOptions(_Strict):
     """Baked into end-to-end files; a missing threshold is the model's own default."""
 
-    score_threshold: float | None = Field(None, ge=0, le=1)
-    iou_threshold: float | None = Field(None, ge=0, le=1)
-    pre_topk: int = Field(1000, ge=1, le=100_000)
-    keep_topk: int = Field(300, ge=1, le=10_000)
-    class_agnostic: bool = False
-    multi_label: bool = False
-    dynamic_thresholds: bool = False
-    iterations: int = Field(16, ge=2, le=256)
+    score_threshold: Number | None = Field(None, ge=0, le=1)
+    iou_threshold: Number | None = Field(None, ge=0, le=1)
+    pre_topk: WholeNumber = Field(1000, ge=1, le=100_000)
+    keep_topk: WholeNumber = Field(300, ge=1, le=10_000)
+    class_agnostic: Switch = False
+    multi_label: Switch = False
+    dynamic_thresholds: Switch = False
+    iterations: WholeNumber = Field(16, ge=2, le=256)
 
 
 class Recipe(_Strict):
@@ -68,19 +84,19 @@ class Recipe(_Strict):
     name: str | None = None
     targets: tuple[TargetOptions, ...] = (TargetOptions(),)
     nms: NmsOptions = NmsOptions()
-    image_size: tuple[int, int] | None = None
-    batch: int | None = None
-    opset: int = 17
-    simplify: bool = True
+    image_size: tuple[WholeNumber, WholeNumber] | None = None
+    batch: WholeNumber | None = None
+    opset: WholeNumber = 17
+    simplify: Switch = True
     head: Literal["auto", "one2many", "one2one"] = "auto"
     family: str | None = None
     labels: str | None = None
     images: tuple[str, ...] = ()
-    max_images: int = Field(200, ge=1)
-    verify: bool = True
-    trust_checkpoint: bool = False
-    seed: int = 0
-    threads: int | None = Field(None, ge=1)
+    max_images: WholeNumber = Field(200, ge=1)
+    verify: Switch = True
+    trust_checkpoint: Switch = False
+    seed: WholeNumber = 0
+    threads: WholeNumber | None = Field(None, ge=1)
 
     @field_validator("source")
     @classmethod
@@ -92,8 +108,12 @@ class Recipe(_Strict):
     @field_validator("name")
     @classmethod
     def _name_is_a_stem(cls, value: str | None) -> str | None:
-        if value is not None and (not value.strip(". ") or set(value) & set('/\\:*?"<>|\0')):
+        if value is None:
+            return None
+        if not value.strip(". ") or set(value) & set('/\\:*?"<>|') or not value.isprintable():
             raise ValueError("it is not a file name")
+        if len(value.encode()) > _LONGEST_NAME_BYTES:
+            raise ValueError(f"it is longer than {_LONGEST_NAME_BYTES} bytes")
         return value
 
     @field_validator("image_size", mode="before")
@@ -182,7 +202,8 @@ def recipe_from_mapping(data: dict[str, Any], what: str, *, options: bool = Fals
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()  # a misspelt key explains the one that is missing
+        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
         raise _request_error(first, what, options) from None
 
 
@@ -194,9 +215,13 @@ def _request_error(first: Any, what: str, options: bool) -> RequestError:
         near = nearest_name(key, known)
         advice = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
         return RequestError(f"{what}: {path}", "unknown key", advice)
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
+    message = _PLAIN.get(first["type"], message)
     asked = f"--{key.replace('_', '-')}" if options else f"{what}: {path}"
     value = first.get("input")
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
+        where = ".".join(str(p) for p in first["loc"][:-1])
+        return RequestError(f"{what}: {where}", "it holds too few values", "correct the value")
     if first["type"] == "missing":
         return RequestError(f"{what}: {path}", "it is missing", f"add {path}:")
     if first["type"] == "literal_error":
@@ -205,6 +230,8 @@ def _request_error(first: Any, what: str, options: bool) -> RequestError:
         hint = f"did you mean {near}?" if near else ""
         return RequestError(f"{asked} {value}", f"known are {expected}", hint or "use one of them")
     shown = value if isinstance(value, (str, int, float)) else ""
+    if first["type"] in _PLAIN and isinstance(value, str):
+        shown = repr(value)
     return RequestError(f"{asked} {shown}".strip(), message, "correct the value")
 
 
@@ -217,6 +244,22 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields)
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which refuses a key that is given twice instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is given twice, line {key.start_mark.line + 1}", None
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def recipe_from_file(path: Path) -> Recipe:
     """Read a YAML recipe.
 
@@ -224,10 +267,12 @@ def recipe_from_file(path: Path) -> Recipe:
         RequestError: There is no such file, it is not YAML, or its content is wrong.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise RequestError(str(path), "there is no such file", "check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except RecursionError:
+        raise RequestError(str(path), "it is nested too deeply", "mend it") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise RequestError(str(path), f"it cannot be read as YAML ({reason})", "mend it") from None
     if not isinstance(data, dict):

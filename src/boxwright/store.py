@@ -18,17 +18,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from boxwright.errors import StoreError
+from boxwright.types import ModelSpec, Parity, Target
 
 __all__ = ["Entry", "Store", "sha256_of_bytes", "sha256_of_file", "write_atomic"]
 
 MANIFEST = "manifest.json"
 _WORK = ".work"  # intermediates and files that still await their verification
 _LOCK = ".lock"
+_PROBE = ".probe"
 _SCHEMA = 1
 _CHUNK_BYTES = 1 << 20
+
+State = Literal["built", "published", "rejected"]
 
 
 def sha256_of_file(path: Path) -> str:
@@ -58,10 +62,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)
-    except OSError as error:
+    except BaseException as error:  # an interruption, too, leaves nothing half written
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise _store_error(path, error) from None
+        if isinstance(error, OSError):
+            raise _store_error(path, error) from None
+        raise
 
 
 def _store_error(path: Path, error: OSError) -> StoreError:
@@ -89,7 +95,7 @@ class Entry:
 
     key: str
     sha256: str
-    state: Literal["built", "published", "rejected"]
+    state: State
     parent: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
@@ -110,21 +116,23 @@ class Store:
         self.entries: dict[str, Entry] = {}
         self.source: dict[str, Any] = {}
         self._lock: int | None = None
+        self._only_read = False
         self._created: list[Path] = []
 
     @classmethod
     def peek(cls, folder: Path) -> Store:
         """Return the store of a folder for reading: not locked, nothing created or swept."""
         store = cls(folder)
+        store._only_read = True
         store._read_manifest()
         return store
 
     def __enter__(self) -> Store:
-        self._make_folder()
-        self._acquire()
         try:
+            self._make_folder()
+            self._acquire()
             self._read_manifest()
-            self._sweep()
+            self._make_work()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -136,12 +144,14 @@ class Store:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):
-            self.work.rmdir()  # only when it is empty
         if self._lock is not None:
             if not self.entries:
                 with contextlib.suppress(OSError):
+                    self._sweep()  # what an interruption left before it was announced
+                with contextlib.suppress(OSError):
                     (self.folder / _LOCK).unlink()
+            with contextlib.suppress(OSError):
+                self.work.rmdir()  # only when it is empty
             os.close(self._lock)
             self._lock = None
         for folder in self._created:
@@ -149,42 +159,53 @@ class Store:
                 folder.rmdir()
 
     def _make_folder(self) -> None:
-        missing = []
         folder = self.folder
-        while not folder.exists() and folder != folder.parent:
-            missing.append(folder)
-            folder = folder.parent
         try:
+            while not folder.exists() and folder != folder.parent:
+                self._created.append(folder)
+                folder = folder.parent
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._created = missing
+        except OSError as error:
+            raise _store_error(self.folder, error) from None
+
+    def _make_work(self) -> None:
+        try:
             self.work.mkdir(exist_ok=True)
-            probe = self.work / ".probe"
+            probe = self.work / _PROBE
             probe.write_bytes(b"")
             probe.unlink()
+            self._sweep()
         except OSError as error:
-            for made in missing:
-                with contextlib.suppress(OSError):
-                    made.rmdir()
             raise _store_error(self.folder, error) from None
 
     def _acquire(self) -> None:
+        """Take the lock, which ends with the process, however that ends."""
+        path = self.folder / _LOCK
+        lock = -1
         try:
-            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while True:
+                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(lock), path.stat()):
+                        break
+                os.close(lock)  # its last holder removed the file meanwhile
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
         except BlockingIOError:
-            assert self._lock is not None
-            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
-            os.close(self._lock)
-            self._lock = None
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            os.close(lock)
+            self._created = []  # not ours to remove
             raise StoreError(
                 str(self.folder),
                 f"another run (process {holder or 'unknown'}) is working in it",
                 "wait for it, or choose another --out",
             ) from None
         except OSError as error:
-            raise _store_error(self.folder / _LOCK, error) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+            if lock >= 0:
+                os.close(lock)
+            raise _store_error(path, error) from None
+        self._lock = lock
 
     def _read_manifest(self) -> None:
         path = self.folder / MANIFEST
@@ -195,18 +216,23 @@ class Store:
             if data["schema"] != _SCHEMA:
                 raise ValueError(f"schema {data['schema']}, this version knows {_SCHEMA}")
             self.source = dict(data["source"])
-            self.entries = {name: Entry(**value) for name, value in data["files"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            self.entries = {n: _entry_from_dict(n, value) for n, value in data["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"[:160]
             raise StoreError(
-                str(path), f"it is not a manifest of ours ({error})", "choose another --out"
+                str(path), f"it is not a manifest of ours ({reason})", "choose another --out"
             ) from None
 
     def _sweep(self) -> None:
-        """Remove what a crash left: temporary files, and working files that nobody knows."""
-        for part in [*self.folder.glob(".*.part"), *self.work.glob(".*.part")]:
+        """Remove what a crash left: temporary files, and working files that nobody awaits."""
+        ours = (*self.entries, MANIFEST, "report.json")
+        for part in (self.folder / f".{name}.part" for name in ours):
             part.unlink(missing_ok=True)
         for path in self.work.iterdir():
-            if path.name not in self.entries:
+            if path.suffix not in (".onnx", ".part") and path.name != _PROBE:
+                continue  # not of our making
+            entry = self.entries.get(path.name)
+            if entry is None or (entry.state != "built" and self.path(path.name).exists()):
                 path.unlink(missing_ok=True)
 
     def save(self) -> None:
@@ -238,7 +264,8 @@ class Store:
     def is_whole(self, name: str) -> bool:
         """Whether a known file is there with the content that the manifest records.
 
-        A file that was announced but not yet moved when a crash came is moved now.
+        A file that was announced but not yet moved when a crash came is moved now, unless this
+        store is only for reading.
         """
         entry = self.entries.get(name)
         if entry is None:
@@ -248,37 +275,93 @@ class Store:
         if not path.exists() and entry.state == "published" and waiting.exists():
             if sha256_of_file(waiting) != entry.sha256:
                 return False
-            waiting.replace(path)
+            if self._only_read:
+                return True
+            self._move(waiting, path)
         return path.exists() and sha256_of_file(path) == entry.sha256
 
     def put(self, name: str, data: bytes, entry: Entry) -> Path:
-        """Write a file into the working folder and announce it."""
+        """Write a file into the working folder and announce it.
+
+        What was published under the name goes, so that a file under a final name is always the
+        one that the manifest tells of.
+
+        Raises:
+            StoreError: The disk is full or the place is not writable.
+        """
         write_atomic(self.work / name, data)
+        self._remove(self.folder / name)
         self.entries[name] = entry
         self.save()
         return self.work / name
 
     def publish(self, name: str, state: Literal["published", "rejected"]) -> Path:
-        """Move a built file to its final (or `.rejected`) name."""
+        """Move a built file to its final (or `.rejected`) name.
+
+        Raises:
+            StoreError: It cannot be moved.
+        """
         waiting = self.work / name
-        entry = self.entries[name]
-        entry.state = state
+        self.entries[name].state = state
         self.save()
         final = self.path(name)
-        try:
-            waiting.replace(final)
-        except OSError as error:
-            raise _store_error(final, error) from None
+        self._move(waiting, final)
         if state == "published":
-            (self.folder / f"{name}.rejected").unlink(missing_ok=True)
+            self._remove(self.folder / f"{name}.rejected")
         return final
 
+    def withdraw(self, name: str) -> None:
+        """Take a published file back into the working folder.
+
+        Raises:
+            StoreError: It cannot be moved.
+        """
+        self._move(self.folder / name, self.work / name)
+
     def forget(self, name: str) -> None:
-        """Remove a file and its entry."""
-        for path in (self.folder / name, self.folder / f"{name}.rejected", self.work / name):
-            path.unlink(missing_ok=True)
+        """Remove a file and its entry.
+
+        Raises:
+            StoreError: It cannot be removed.
+        """
+        for path in {self.path(name), self.work / name}:
+            self._remove(path)
         if self.entries.pop(name, None) is not None:
             self.save()
+
+    @staticmethod
+    def _move(source: Path, target: Path) -> None:
+        try:
+            source.replace(target)
+        except OSError as error:
+            raise _store_error(target, error) from None
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _store_error(path, error) from None
+
+
+def _entry_from_dict(name: str, value: dict[str, Any]) -> Entry:
+    """Read an entry, and refuse what a later step would stumble over.
+
+    A name must stay inside of the run directory: `clean` removes what a manifest lists.
+    """
+    entry = Entry(**value)
+    if name != Path(name).name or name in ("", ".", "..", _WORK, _LOCK, MANIFEST):
+        raise ValueError(f"{name!r} is not a file name")
+    if entry.state not in get_args(State):
+        raise ValueError(f"{name} has the state {entry.state!r}")
+    texts = (entry.key, entry.sha256, entry.parent, entry.parity_key)
+    if not all(isinstance(t, str) for t in texts) or not isinstance(entry.settings, dict):
+        raise TypeError(f"{name} is described by values of other types")
+    ModelSpec.from_dict(entry.record["spec"])
+    Target.from_dict(entry.record["target"])
+    if entry.parity is not None:
+        Parity.from_dict(entry.parity)
+    return entry
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import supervision
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "Artifact",
@@ -76,7 +77,7 @@ class Preprocess:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return _plain(self)
+        return _fields(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
@@ -136,7 +137,7 @@ class HeadLayout:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return _plain(self)
+        return _fields(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> HeadLayout:
@@ -175,7 +176,7 @@ class ModelSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return _plain(self)
+        return _fields(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
@@ -212,7 +213,7 @@ class NmsSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return _plain(self)
+        return _fields(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NmsSettings:
@@ -260,7 +261,7 @@ class Target:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return _plain(self)
+        return _fields(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Target:
@@ -369,7 +370,7 @@ class Parity:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return _plain(self)
+        return _fields(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Parity:
@@ -503,10 +504,14 @@ class Detections:
         )
 
 
+def _fields(record: DataclassInstance) -> dict[str, Any]:
+    return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
+
+
 def _plain(value: Any) -> Any:
     """Turn records, mappings and tuples into JSON types, recursively."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return _fields(value)
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -41,10 +41,17 @@ class Backend(Protocol):
         metadata: The file's own key-value metadata.
     """
 
-    description: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    metadata: Mapping[str, str]
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
 
     def infer(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Run once; outputs are valid until the next call.

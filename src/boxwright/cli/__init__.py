@@ -5,8 +5,10 @@ Verbs are imported when they run, so that `--help` stays fast.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -56,7 +58,7 @@ class _Verbs(click.Group):
             formatter.write_dl(list(_VERBS.items()))
 
 
-@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=_Verbs, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="boxwright %(version)s")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def cli(debug: bool) -> None:
@@ -70,9 +72,13 @@ def cli(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # damaged pictures are reported by us
     debug = "--debug" in words
     if debug:
         words = ["--debug", *(w for w in words if w != "--debug")]
+    if not words:
+        click.echo(cli.get_help(click.Context(cli, info_name="boxwright")), err=True)
+        sys.exit(2)
     try:
         result = cli.main(args=words, prog_name="boxwright", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
@@ -84,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         if debug:
             raise
-        _complain(" ".join(error.format_message().split()))
+        _complain(_wording(error))
         sys.exit(2)
     except BoxwrightError as error:
         if debug:
@@ -94,6 +100,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a place that no step expected: a full disk, a name too long
+        if debug:
+            raise
+        place = f"{error.filename}" if error.filename else "output"
+        advice = "free some space" if error.errno == errno.ENOSPC else "check the path"
+        _complain(f"{place}: {error.strerror or type(error).__name__}; {advice}")
+        sys.exit(2)
+
+
+def _wording(error: click.ClickException) -> str:
+    """Word what click refuses as every other error: asked, found, what to do."""
+    text = " ".join(error.format_message().split())
+    if isinstance(error, click.NoSuchOption):
+        near = nearest_name(error.option_name, error.possibilities or ())
+        hint = f"did you mean {near}?" if near else "see --help"
+        return f"{error.option_name}: there is no such option; {hint}"
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        return f"{error.param.human_readable_name}: it is missing; see --help"
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        return _bad_parameter(error, error.param)
+    if isinstance(error, click.BadOptionUsage):
+        return f"{error.option_name}: {_as_clause(text)}; see --help"
+    if isinstance(error, click.UsageError) and ";" not in text:
+        return f"request: {_as_clause(text)}; see --help"
+    return text
+
+
+def _bad_parameter(error: click.BadParameter, param: click.Parameter) -> str:
+    name = param.opts[-1] if isinstance(param, click.Option) else param.human_readable_name
+    match = re.match(r"'?(.*?)'? is not (.*)", error.message)
+    if match is None:
+        return f"{name}: {_as_clause(error.message)}; correct the value"
+    value, rest = match.groups()
+    if isinstance(param.type, click.Choice):
+        known = [str(c) for c in param.type.choices]
+        near = nearest_name(value, known)
+        hint = f"did you mean {near}?" if near else "use one of them"
+        return f"{name} {value}: known are {', '.join(known)}; {hint}"
+    return f"{name} {value}: it is not {rest.rstrip('.')}; correct the value"
+
+
+def _as_clause(text: str) -> str:
+    return text[:1].lower() + text[1:].rstrip(".")
 
 
 def _complain(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_WHOLE_NUMBER = re.compile("[0-9]{1,9}")
 _PRECISIONS = ("fp32", "fp16")
 _OUTPUTS = ("raw", "end2end")
 _NMS = ("onnx", "efficient_nms", "portable")
@@ -52,7 +54,7 @@ def image_size_from_text(text: str) -> tuple[int, int]:
     ((640, 640), (384, 640))
     """
     parts = text.lower().replace("x", ",").replace(" ", ",").split(",")
-    if len(parts) not in (1, 2) or not all(p.isdigit() for p in parts):
+    if len(parts) not in (1, 2) or not all(_WHOLE_NUMBER.fullmatch(p) for p in parts):
         raise RequestError(
             f"--image-size {text}", "it is not a side or height,width", "use e.g. 640 or 384,640"
         )
@@ -137,10 +139,15 @@ def runtime_options(function: F) -> F:
             type=click.Choice(["auto", "onnxruntime", "openvino", "pytorch"]),
             default="auto",
             show_default=True,
+            help="What runs the file; what auto chose is printed.",
         ),
         click.option("--threads", type=int, help="CPU threads of one inference."),
         click.option(
-            "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="auto takes a GPU when the runtime has one; the others insist.",
         ),
     ]
     for option in reversed(options):
@@ -180,7 +187,15 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
     nms: dict[str, Any] = {
         key: options[option] for option, key in nms_keys.items() if options[option] is not None
     }
-    for flag in ("class_agnostic", "multi_label", "dynamic_thresholds"):
+    flags = ("class_agnostic", "multi_label", "dynamic_thresholds")
+    given = [o for o in nms_keys if options[o] is not None] + [f for f in flags if options[f]]
+    if given and "end2end" not in outputs:
+        raise RequestError(
+            f"--{given[0].replace('_', '-')}",
+            "it is baked into end-to-end files, and none is asked for",
+            "add --outputs end2end",
+        )
+    for flag in flags:
         nms[flag] = options[flag]
     data: dict[str, Any] = {
         "source": source,
@@ -207,6 +222,6 @@ def _batch_from_text(text: str) -> int | str:
     word = text.strip().lower()
     if word == "dynamic":
         return word
-    if not word.isdigit():
+    if not _WHOLE_NUMBER.fullmatch(word):
         raise RequestError(f"--batch {text}", "it is neither a number nor dynamic", "use e.g. 8")
     return int(word)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,13 @@ __all__ = ["command"]
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @runtime_options
-@click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Pictures per inference.",
+)
 @click.option("--score-threshold", type=float, help="Default: the file's own.")
 @click.option("--iou-threshold", type=float, help="Default: the file's own.")
 @click.option("--classes", metavar="LIST", help="Only these: names or ids, a comma list.")
@@ -41,7 +50,6 @@ def command(artifact: Path, inputs: tuple[str, ...], **options: Any) -> int:
     \b
     boxwright predict runs/yolo11n/yolo11n.fp32.onnx bus.jpg --out drawn/ --save-json bus.json
     """
-    from boxwright.cli.console import PictureProgress
     from boxwright.loading import load
     from boxwright.predict import Wishes, class_ids_from_text, open_inputs, predict
 
@@ -66,15 +74,15 @@ def command(artifact: Path, inputs: tuple[str, ...], **options: Any) -> int:
         labels=options["labels"],
     ) as detector:
         wanted = class_ids_from_text(options["classes"], detector.spec.class_names)
-        with PictureProgress(pictures.total, options["quiet"]) as progress:
+        with _progress(pictures.total, options["quiet"]) as advance:
             summary = predict(
                 detector,
                 pictures,
                 wishes,
                 batch=options["batch"],
                 class_ids=wanted,
-                advance=progress.advance,
-                report=progress.report,
+                advance=advance,
+                report=_report,
             )
     if options["as_json"]:
         click.echo(json.dumps(summary.records, indent=1, ensure_ascii=False))
@@ -89,6 +97,28 @@ def command(artifact: Path, inputs: tuple[str, ...], **options: Any) -> int:
         err=True,
     )
     return 1 if summary.failed else 0
+
+
+@contextmanager
+def _progress(total: int | None, quiet: bool) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each picture; a terminal shows a bar on stderr."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    # Here, not above: rich costs a script that pipes stderr a tenth of its start.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("pictures", total=total)
+        yield lambda: bar.advance(task)
+
+
+def _report(text: str) -> None:
+    """Print why a picture was left out."""
+    print(f"boxwright: {text}", file=sys.stderr)
 
 
 def _counts(detections: list[dict[str, Any]]) -> str:

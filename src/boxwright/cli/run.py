@@ -101,7 +101,7 @@ def _recipe_file(source: str, options: dict[str, Any]) -> Any:
 
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, OSError, RecursionError):
         return recipe_from_file(path)  # it words the error
     if isinstance(data, dict) and "backbone" in data:
         return None  # a model configuration

@@ -15,7 +15,13 @@ __all__ = ["command"]
 @click.argument("reference", type=click.Path(path_type=Path), metavar="A")
 @click.argument("candidate", type=click.Path(path_type=Path), metavar="B")
 @click.option("--images", multiple=True, metavar="PATH", help="Files, folders, globs.")
-@click.option("--max-images", type=click.IntRange(1), default=200, show_default=True)
+@click.option(
+    "--max-images",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="At most so many of them.",
+)
 @click.option(
     "--precision",
     metavar="WORD",

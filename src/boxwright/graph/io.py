@@ -130,7 +130,8 @@ def bytes_from_model(model: onnx.ModelProto, what: str) -> bytes:
         GraphError: It exceeds protobuf's 2 GiB.
     """
     try:
-        return model.SerializeToString(deterministic=True)
+        data: bytes = model.SerializeToString(deterministic=True)
+        return data
     except (EncodeError, ValueError) as error:
         raise GraphError(
             what, f"it cannot be serialised ({_first_line(error)})", "use a smaller model"

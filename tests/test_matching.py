@@ -1,0 +1,103 @@
+"""When two sets of detections count as the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from boxwright.matching import MatchRules, match_detections
+from boxwright.types import Detections
+
+RULES = MatchRules(score_threshold=0.25, nms_iou=0.7, min_iou=0.95, score=0.02)
+
+
+def found(*rows) -> Detections:
+    """Rows of (x1, y1, x2, y2, score, class)."""
+    table = np.array(rows, np.float32).reshape(-1, 6)
+    return Detections(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
+
+
+A = (0, 0, 100, 100, 0.9, 0)
+A_WORSE = (0, 0, 100, 90, 0.895, 0)  # IoU 0.90 with A: another proposal of the object
+B = (200, 0, 300, 100, 0.6, 1)
+B_SHIFTED = (203, 0, 303, 100, 0.6, 1)  # IoU 0.94
+EDGE = (0, 0, 100, 70.5, 0.5, 0)  # IoU 0.705 with A
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "missing", "extra"),
+    [
+        (found(A, B), found(A, B), 0, 0),
+        (found(), found(), 0, 0),
+        (found(A), found(), 1, 0),
+        (found(), found(A), 0, 1),
+        (found(A), found((*A[:5], 1)), 1, 1),
+        (found((0, 0, 50, 50, 0.26, 0)), found(), 0, 0),
+        (found((0, 0, 50, 50, 0.24, 0)), found((0, 0, 50, 50, 0.255, 0)), 0, 0),
+        (found((5, 5, 5, 50, 0.9, 0)), found((5, 5, 5, 50, 0.9, 0)), 0, 0),
+    ],
+    ids=[
+        "equal",
+        "empty",
+        "lost",
+        "made up",
+        "other class",
+        "may fall below the threshold",
+        "may rise above the threshold",
+        "box without width",
+    ],
+)
+def test_counts(reference, candidate, missing, extra):
+    matches = match_detections(reference, candidate, RULES)
+    assert (matches.missing, matches.extra) == (missing, extra)
+
+
+def test_a_shifted_box_is_measured():
+    matches = match_detections(found(A, B), found(A, B_SHIFTED), RULES)
+    assert matches.min_iou == pytest.approx(97 / 103, abs=1e-4)
+
+
+def test_a_changed_score_is_measured():
+    matches = match_detections(found(A), found((*A[:4], 0.7, 0)), RULES)
+    assert matches.max_score_gap == pytest.approx(0.2, abs=1e-6)
+
+
+def test_the_other_proposal_of_nearly_equal_score_is_a_tie():
+    every = found(A, A_WORSE, B)
+    matches = match_detections(found(A, B), found(A_WORSE, B), RULES, lambda: every)
+    assert (matches.ties, matches.missing, matches.extra) == (1, 0, 0)
+    assert matches.min_iou == 1.0
+
+
+def test_a_box_that_the_source_never_proposed_is_no_tie():
+    matches = match_detections(found(A, B), found(A_WORSE, B), RULES, lambda: found(A, B))
+    assert matches.ties == 0 and matches.min_iou == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_proposal_of_much_lower_score_is_no_tie():
+    worse = (*A_WORSE[:4], 0.5, 0)
+    matches = match_detections(found(A), found(worse), RULES, lambda: found(A, worse))
+    assert matches.ties == 0 and matches.max_score_gap == pytest.approx(0.4, abs=1e-6)
+
+
+def test_a_box_at_the_nms_threshold_is_a_tie():
+    matches = match_detections(found(A), found(A, EDGE), RULES, lambda: found(A, EDGE))
+    assert (matches.ties, matches.extra) == (1, 0)
+    matches = match_detections(found(A, EDGE), found(A), RULES, lambda: found(A, EDGE))
+    assert (matches.ties, matches.missing) == (1, 0)
+
+
+def test_nms_free_heads_have_no_edge():
+    rules = MatchRules(0.25, None, 0.95, 0.02)
+    matches = match_detections(found(A), found(A, EDGE), rules, lambda: found(A, EDGE))
+    assert (matches.ties, matches.extra) == (0, 1)
+
+
+def test_a_stray_pair_at_the_nms_threshold_is_a_tie():
+    """The file keeps EDGE, which then suppresses the weak box that the source kept in its place."""
+    weak = (0, 0, 100, 62, 0.24, 0)  # below the threshold; IoU 0.88 with EDGE
+    matches = match_detections(
+        found(A, weak), found(A, EDGE), RULES, lambda: found(A, EDGE, weak)
+    )
+    assert (matches.ties, matches.missing, matches.extra) == (1, 0, 0)
+    assert matches.min_iou == 1.0 and matches.max_score_gap == 0.0
