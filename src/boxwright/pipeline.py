@@ -436,8 +436,6 @@ class _Job:
 
     def _write_report(self) -> None:
         """Write report.json, unless the same facts are there already."""
-        if all(row.action == "skipped" for row in self.rows):
-            return
         from boxwright.report import report_as_dict
 
         artifacts, parity = [], {}
@@ -448,8 +446,21 @@ class _Job:
             if entry.parity:
                 parity[name] = Parity.from_dict(entry.parity)
         report = Report(describe_environment(), tuple(artifacts), parity)
-        text = json.dumps(report_as_dict(report), indent=2, sort_keys=True) + "\n"
-        write_atomic(self.store.folder / "report.json", text.encode())
+        data, path = report_as_dict(report), self.store.folder / "report.json"
+        untouched = all(row.action == "skipped" for row in self.rows)
+        if untouched and _tells(path, data["artifacts"], data["parity"]):
+            return
+        write_atomic(path, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _tells(path: Path, artifacts: Any, parity: Any) -> bool:
+    """Whether a report is there that tells these facts; a crash may have come before it."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(json.dumps([artifacts, parity]))
+        return bool([known["artifacts"], known["parity"]] == facts)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _record(artifact: Artifact, nms: NmsSettings | None, size_bytes: int) -> dict[str, Any]:

@@ -168,8 +168,8 @@ def half_from_single(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]
 
     Neighbouring pixels of a feature map are alike, so what matters of a kernel's rounding errors
     is mostly their sum. Each weight therefore takes over the error of the one before (error
-    feedback, as in sigma-delta modulation and Floyd-Steinberg dithering), which halves the
-    deviation of detection scores in our measurements at no cost.
+    feedback, as in sigma-delta modulation and Floyd-Steinberg dithering); docs/decisions/0003
+    has the measurements.
 
     Args:
         values: Weights; (out, in, kh, kw) for convolutions, anything else is rounded plainly.
