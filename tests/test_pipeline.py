@@ -115,6 +115,13 @@ def test_dry_run_writes_nothing(place, cli, snapshot):
     assert snapshot(place) == before
 
 
+@pytest.mark.xfail(reason="verify repeats a batch that is full already", strict=False)
+def test_a_source_of_a_fixed_batch(place, cli):
+    tiny_models.ultralytics_onnx(place / "m.onnx", batch=4)
+    ran = cli("run", "m.onnx", "--out", "out", "--batch", 4, "--outputs", "raw,end2end")
+    assert ran.code == 0, ran.err
+
+
 # -- what is there already ------------------------------------------------------------------------
 
 
@@ -526,7 +533,7 @@ def test_interrupted_at_every_file_operation(start, memory, runner):
         shutil.copytree(memory / "out", memory / "before")
     whole = runner(memory, words)
     expected = _published(folder)
-    for moment in range(1, whole["operations"] + 1, 3):
+    for moment in range(1, whole["operations"] + 1, 5):
         shutil.rmtree(memory / "out")
         if start == "an older run":
             shutil.copytree(memory / "before", memory / "out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,9 @@ __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "expand_paths", "read_image"]
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+VIDEO_SUFFIXES = frozenset(
+    {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+)
 
 
 def read_image(path: Path) -> Image:
@@ -80,11 +81,12 @@ def expand_paths(texts: Sequence[str], suffixes: frozenset[str] = IMAGE_SUFFIXES
     for text in texts:
         path = Path(text)
         if path.is_dir():
-            here = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            below = path.rglob("*")
+            here = sorted(p for p in below if p.suffix.lower() in suffixes and p.is_file())
         elif path.is_file():
             here = [path]
         elif glob.has_magic(text):
-            matches = (Path(m) for m in glob.iglob(text, recursive=True))
+            matches = (Path(m) for m in glob.iglob(text, recursive=True))  # noqa: PTH207
             here = sorted(p for p in matches if p.suffix.lower() in suffixes and p.is_file())
         else:
             raise ImageError(text, "there is no such file or folder", "check the path")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +136,9 @@ def run(
     plan = make_plan(recipe, resolved, out)
     keys = _parity_keys(plan, recipe, pictures) if recipe.verify else {}
     if dry_run:
-        return Outcome(plan.folder, decide(plan, Store.peek(plan.folder), force=force_convert, parity_keys=keys))
+        seen = Store.peek(plan.folder)
+        decided = decide(plan, seen, force=force_convert, parity_keys=keys)
+        return Outcome(plan.folder, decided)
     with Store(plan.folder) as store:
         decided = decide(plan, store, force=force_convert, parity_keys=keys)
         if any(step.action != "skip" for step in decided.steps):
@@ -272,7 +273,11 @@ class _Job:
             inputs=tensor_infos(real_inputs(model.graph)),
             outputs=tensor_infos(list(model.graph.output)),
             parent=parent,
-            made_with={"boxwright": __version__, **package_versions(), **self.resolved.source.versions()},
+            made_with={
+                "boxwright": __version__,
+                **package_versions(),
+                **self.resolved.source.versions(),
+            },
         )
         self.store.source = {
             "asked": self.recipe.source,
@@ -381,7 +386,8 @@ class _Job:
             )
             texts.append(checks or "nothing could be measured")
         names = ", ".join(s.file for s in failed)
-        found = f"parity failed: {texts[0]}" + (f" (and {len(texts) - 1} more)" if texts[1:] else "")
+        more = f" (and {len(texts) - 1} more)" if texts[1:] else ""
+        found = f"parity failed: {texts[0]}{more}"
         return names, found, f"kept as .rejected in {self.store.folder}; it must not be shipped"
 
     def _operating_settings(self, step: Step, spec: ModelSpec) -> NmsSettings:

@@ -74,7 +74,9 @@ def prove_file(
     reference = _open(reference_path, threads, family, labels)
     if reference.end2end:
         raise RequestError(
-            str(reference_path), "the reference is an end-to-end file", "give the source or raw file"
+            str(reference_path),
+            "the reference is an end-to-end file",
+            "give the source or raw file",
         )
     pictures: list[Path | Image] = list(expand_paths(images)) if images else []
     if not pictures:
@@ -98,7 +100,8 @@ def prove_file(
         done += step
         count(done, len(pictures))
 
-    candidates = {candidate_path.name: Candidate(candidate, precision or candidate.target.precision)}
+    limits = precision or candidate.target.precision
+    candidates = {candidate_path.name: Candidate(candidate, limits)}
     with reference, candidate:
         results = verify(
             reference, candidates, pictures, environment=describe_environment(), advance=advance

@@ -57,7 +57,9 @@ def _graph(file: Path, family: str | None) -> dict[str, Any]:
         "producer": model.producer_name,
         "opset": default_opset(model),
         "nodes": len(model.graph.node),
-        "inputs": [f"{i.name} {i.dtype} {list(i.shape)}" for i in tensor_infos(list(model.graph.input))],
+        "inputs": [
+            f"{i.name} {i.dtype} {list(i.shape)}" for i in tensor_infos(list(model.graph.input))
+        ],
         "outputs": [
             f"{o.name} {o.dtype} {list(o.shape)}" for o in tensor_infos(list(model.graph.output))
         ],
@@ -65,7 +67,8 @@ def _graph(file: Path, family: str | None) -> dict[str, Any]:
     stamp = read_stamp(model, str(file))
     if stamp is None:
         found, match = catalog.recognise(signature_of(model), family, str(file))
-        facts |= {"family": found.name, "layout": match.layout.as_dict(), "classes": match.class_count}
+        facts |= {"family": found.name, "layout": match.layout.as_dict()}
+        facts["classes"] = match.class_count
         return facts
     facts |= stamp.spec.as_dict()
     facts["target"] = stamp.target.as_dict() if stamp.target else None
