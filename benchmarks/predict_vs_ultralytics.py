@@ -36,7 +36,7 @@ _SPANS = ("preprocess", "infer", "postprocess", "total", "cpu")
 _BASE = "Ultralytics/onnx"
 _TORCH = "Ultralytics/torch"
 _OVERHEAD_TARGET, _TOTAL_TARGET = 0.5, 0.6
-_PAUSE_S = 0.01  # idle threads of the last runtime spin for a while; they must not disturb the next
+_PAUSE_S = 0.1  # ONNX Runtime's idle threads spin for 50 ms; they must not disturb the next turn
 
 
 def arguments() -> argparse.Namespace:

@@ -26,12 +26,19 @@ class MatchRules:
         nms_iou: IoU threshold of the NMS, or None for NMS-free heads.
         min_iou: Least IoU of a pair.
         score: Largest difference of scores in a pair, 0..1.
+        cut: Score of the last that fitted into a full list, or 0; near it anything may be in or out.
     """
 
     score_threshold: float
     nms_iou: float | None
     min_iou: float
     score: float
+    cut: float = 0.0
+
+    @property
+    def certain(self) -> float:
+        """The score from which on a detection of the reference must be found."""
+        return max(self.score_threshold, self.cut + self.score if self.cut else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +97,13 @@ def match_detections(
     ious = overlap[paired, partner[paired]]
     gaps = np.abs(reference.scores[paired] - candidate.scores[partner[paired]])
     unlike = (ious < rules.min_iou) | (gaps > rules.score)
-    required = reference.scores >= np.float32(rules.score_threshold + rules.score)
+    required = reference.scores >= np.float32(rules.certain + rules.score)
     missing = np.flatnonzero(required & (partner < 0))
     extra = np.flatnonzero(~taken)
+    if rules.cut:
+        extra = extra[candidate.scores[extra] >= np.float32(rules.certain + rules.score)]
+        clear = required[paired]
+        paired, ious, gaps, unlike = paired[clear], ious[clear], gaps[clear], unlike[clear]
     ties = 0
     if proposals is not None and (unlike.any() or len(missing) or len(extra)):
         known = proposals()

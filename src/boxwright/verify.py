@@ -24,6 +24,7 @@ from boxwright.types import Check, Detections, FloatArray, Image, NmsSettings, P
 __all__ = ["TOLERANCES", "Candidate", "Tolerance", "choose_threshold", "verify"]
 
 _ENOUGH_DETECTIONS = 50  # what a lowered threshold should yield, when nothing else does
+_LEAST_SPREAD = 0.01  # of the scores of those
 # An FP16 file rounds at each of some sixty layers, its shaken source only at the input; independent
 # errors add up as the square root of their number.
 _OWN_NOISE_FACTOR = 8.0
@@ -209,15 +210,39 @@ def _compare(source: _Reference, candidate: Candidate, tally: _Tally) -> None:
         _compare_raw(source, got, limits, tally)
     found = detector.postprocess(got, source.places[:1], settings)[0]
     expected = source.detections(strict)
+    rules = dataclasses.replace(rules, cut=_cut(source, strict, found, settings))
     matches = match_detections(expected, found, rules, lambda: source.proposals(strict))
-    tally.add(matches, int((expected.scores > settings.score_threshold).sum()))
+    tally.add(matches, int((expected.scores > rules.certain).sum()))
     if matches.max_score_gap > limits.score and candidate.precision == "fp16":
         tally.own_noise = max(tally.own_noise, source.own_noise(strict, rules))
 
 
+def _cut(
+    source: _Reference, strict: NmsSettings, found: Detections, settings: NmsSettings
+) -> float:
+    """Return the score below which a full list of candidates or detections leaves things open.
+
+    Which of two detections of nearly equal score is the last to fit is a matter of rounding.
+    """
+    cut = 0.0
+    if source.detector.spec.layout.nms_free:
+        full = len(next(iter(source.outputs.values()))[0])  # the head's own TopK
+    else:
+        full = settings.pre_topk
+    proposals, expected = source.proposals(strict), source.detections(strict)
+    for scores, limit in (
+        (proposals.scores, full),
+        (expected.scores, settings.keep_topk),
+        (found.scores, settings.keep_topk),
+    ):
+        if len(scores) >= limit:
+            cut = max(cut, float(scores[limit - 1]))
+    return cut
+
+
 def _padded(detector: Detector, batch: FloatArray) -> FloatArray:
-    """Repeat a batch of one up to a fixed batch."""
-    return batch if detector.batch_is_free else np.repeat(batch, detector.fixed_batch or 1, axis=0)
+    """Return the first picture of a batch, repeated up to the file's own fixed batch."""
+    return np.repeat(batch[:1], detector.fixed_batch or 1, axis=0)
 
 
 def _count_not_finite(values: npt.NDArray[Any]) -> int:
@@ -313,8 +338,8 @@ def _checks(tally: _Tally, candidate: Candidate) -> Iterator[Check]:
     yield _at_most("values that are not finite", tally.wrong_values, 0)
     if not candidate.detector.end2end:
         yield from _raw_checks(tally, limits)
-    if tally.found == 0 and tally.extra == 0:
-        note = "the source detects nothing on these pictures"
+    if tally.found == 0 and tally.extra == 0 and tally.missing == 0:
+        note = "the source detects nothing on these pictures that stands out"
         yield Check("detections missing", 0, 0, None, note)
         return
     silent = tally.found > 0 and tally.pairs == 0
@@ -366,7 +391,7 @@ def choose_threshold(
     """Return a score threshold at which the pictures yield detections to compare.
 
     The operating threshold wherever the source detects something; otherwise (random weights,
-    generated pictures) a lower one that yields a few dozen.
+    generated pictures) a lower one that yields a few dozen, unless all scores are alike.
     """
     scores: list[FloatArray] = []
     every = dataclasses.replace(settings, score_threshold=0.0)
@@ -376,4 +401,6 @@ def choose_threshold(
     if not len(ranked) or ranked[0] > settings.score_threshold:
         return settings.score_threshold
     position = min(_ENOUGH_DETECTIONS, len(ranked) - 1)
+    if ranked[0] - ranked[position] < _LEAST_SPREAD:
+        return settings.score_threshold  # all alike: rounding alone decides what NMS keeps
     return float(max(ranked[position] - 1e-6, 0.0))
