@@ -73,9 +73,7 @@ def tiny_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def place(
-    tmp_path: Path, tiny_bytes: bytes, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def place(tmp_path: Path, tiny_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder that holds `tiny.onnx` and `pics/` with two pictures."""
     (tmp_path / "tiny.onnx").write_bytes(tiny_bytes)
     (tmp_path / "pics").mkdir()

@@ -370,9 +370,7 @@ def test_debug_shows_the_traceback(environment):
 def test_full_stdout_is_no_traceback(place, environment):
     words = [sys.executable, "-m", "boxwright", "predict", "tiny.onnx", "pics", "--json"]
     with Path("/dev/full").open("w") as full:
-        ran = subprocess.run(
-            words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment
-        )
+        ran = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert ran.returncode == 2
     assert "Traceback" not in ran.stderr
     assert "No space left" in ran.stderr

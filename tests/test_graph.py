@@ -73,8 +73,10 @@ def random_raw(layout: HeadLayout, batch: int, seed: int = 0, classes: int = CLA
     rows = rng.normal(0, 1, (batch, ANCHORS, channels)).astype(np.float32)
     if layout.box_encoding == "pixels":
         rows[..., :2] = rng.random((batch, ANCHORS, 2), np.float32) * 60
-        rows[..., 2:4] = rows[..., :2] * (layout.box_format == "xyxy") + 4 + 20 * rng.random(
-            (batch, ANCHORS, 2), np.float32
+        rows[..., 2:4] = (
+            rows[..., :2] * (layout.box_format == "xyxy")
+            + 4
+            + 20 * rng.random((batch, ANCHORS, 2), np.float32)
         )
     if layout.scores_activated:
         rows[..., 4:] = rng.random((batch, ANCHORS, channels - 4), np.float32)
@@ -109,7 +111,9 @@ def test_interpreters_agree_at_every_opset(layout, opset):
     _assert_interpreters_agree(layout, opset)
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS.values(), *NMS_FREE.values()], ids=[*LAYOUTS, *NMS_FREE])
+@pytest.mark.parametrize(
+    "layout", [*LAYOUTS.values(), *NMS_FREE.values()], ids=[*LAYOUTS, *NMS_FREE]
+)
 def test_interpreters_agree(layout):
     _assert_interpreters_agree(layout, 17)
 
@@ -229,7 +233,9 @@ def chain(length: int):
     return layout, raw
 
 
-@pytest.mark.parametrize(("length", "iterations", "settled"), [(10, 16, 1), (60, 16, 0), (60, 64, 1)])
+@pytest.mark.parametrize(
+    ("length", "iterations", "settled"), [(10, 16, 1), (60, 16, 0), (60, 64, 1)]
+)
 def test_portable_nms_says_when_it_has_not_settled(length, iterations, settled):
     layout, raw = chain(length)
     settings = NmsSettings(score_threshold=0.25, iou_threshold=0.7)
@@ -263,7 +269,9 @@ def test_dynamic_thresholds_are_optional_inputs():
         default = run(model, {"images": raw})
         higher = run(model, {"images": raw, "score_threshold": np.array([0.9], np.float32)})
         other = NmsSettings(score_threshold=0.9, iou_threshold=0.5)
-        assert default["num_dets"].ravel().tolist() == [len(h[1]) for h in host(layout, settings, raw)]
+        assert default["num_dets"].ravel().tolist() == [
+            len(h[1]) for h in host(layout, settings, raw)
+        ]
         assert higher["num_dets"].ravel().tolist() == [len(h[1]) for h in host(layout, other, raw)]
 
 

@@ -12,7 +12,14 @@ import pytest
 import boxwright
 
 SOURCE = Path(boxwright.__file__).parents[1]
-OPTIONAL = ("torch", "torchvision", "ultralytics", "openvino", "tensorrt_rtx_bindings", "supervision")
+OPTIONAL = (
+    "torch",
+    "torchvision",
+    "ultralytics",
+    "openvino",
+    "tensorrt_rtx_bindings",
+    "supervision",
+)
 
 _BLOCK = f"""
 import importlib.machinery, sys

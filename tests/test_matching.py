@@ -96,8 +96,6 @@ def test_nms_free_heads_have_no_edge():
 def test_a_stray_pair_at_the_nms_threshold_is_a_tie():
     """The file keeps EDGE, which then suppresses the weak box that the source kept in its place."""
     weak = (0, 0, 100, 62, 0.24, 0)  # below the threshold; IoU 0.88 with EDGE
-    matches = match_detections(
-        found(A, weak), found(A, EDGE), RULES, lambda: found(A, EDGE, weak)
-    )
+    matches = match_detections(found(A, weak), found(A, EDGE), RULES, lambda: found(A, EDGE, weak))
     assert (matches.ties, matches.missing, matches.extra) == (1, 0, 0)
     assert matches.min_iou == 1.0 and matches.max_score_gap == 0.0

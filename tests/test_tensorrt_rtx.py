@@ -15,7 +15,8 @@ from boxwright.sources import RawModel, SourceRequest
 from boxwright.types import NmsSettings, Target
 
 trt = pytest.importorskip(
-    "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed (pip install boxwright[tensorrt])"
+    "tensorrt_rtx_bindings",
+    reason="TensorRT-RTX is not installed (pip install boxwright[tensorrt])",
 )
 
 _MAKERS = {

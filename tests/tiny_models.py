@@ -79,8 +79,15 @@ class _Graph:
         return self.op("Slice", tensor, *bounds)
 
     def conv(
-        self, tensor: str, inner: int, outer: int, *, side: int = 3, stride: int = 2,
-        gain: npt.ArrayLike = 1.0, bias: npt.ArrayLike = 0.0,
+        self,
+        tensor: str,
+        inner: int,
+        outer: int,
+        *,
+        side: int = 3,
+        stride: int = 2,
+        gain: npt.ArrayLike = 1.0,
+        bias: npt.ArrayLike = 0.0,
     ) -> str:
         gains = np.broadcast_to(np.asarray(gain) / np.sqrt(inner * side * side), (outer,))
         weights = self.rng.normal(0.0, 1.0, (outer, inner, side, side))

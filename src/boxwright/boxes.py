@@ -195,7 +195,7 @@ def select_candidates(
     if objectness is not None:
         scores = scores * objectness
     if settings.multi_label:
-        where, labels = np.nonzero(scores.T > threshold)
+        where, labels = np.nonzero(threshold < scores.T)
         best = scores[labels, where]
     else:
         top = scores.max(axis=0, initial=-np.inf)
@@ -316,5 +316,7 @@ def batched_nms(
     starts = np.flatnonzero(np.diff(class_ids[order], prepend=class_ids[order[0]] - 1))
     keep = np.zeros(len(boxes), bool)
     for members in np.split(order, starts[1:]):
-        keep[members[nms(boxes[members], settings.iou_threshold)] if len(members) > 1 else members] = True
+        keep[
+            members[nms(boxes[members], settings.iou_threshold)] if len(members) > 1 else members
+        ] = True
     return np.flatnonzero(keep)[: settings.keep_topk]

@@ -61,13 +61,13 @@ def family(name: str) -> Family:
     raise RequestError(
         f"--family {name}",
         "there is no such family",
-        (f"did you mean {near}? " if near else "") + "known: " + ", ".join(f.name for f in families()),
+        (f"did you mean {near}? " if near else "")
+        + "known: "
+        + ", ".join(f.name for f in families()),
     )
 
 
-def recognise(
-    signature: GraphSignature, name: str | None, what: str
-) -> tuple[Family, Match]:
+def recognise(signature: GraphSignature, name: str | None, what: str) -> tuple[Family, Match]:
     """Find the family of a raw graph.
 
     A family that the file itself confirms wins; otherwise exactly one may fit by shape.
@@ -117,7 +117,9 @@ def source_for(suffix: str) -> Source:
         if suffix.lower() in source.suffixes:
             return source
     known = ", ".join(s for source in sources() for s in source.suffixes)
-    raise RequestError(f"source of kind {suffix or '(no suffix)'}", "it is not supported", f"give one of {known}")
+    raise RequestError(
+        f"source of kind {suffix or '(no suffix)'}", "it is not supported", f"give one of {known}"
+    )
 
 
 def backend_names() -> tuple[str, ...]:

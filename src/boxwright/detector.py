@@ -261,7 +261,9 @@ class Detector:
             labels = outputs["det_classes"][index, :count].astype(np.int64)
         except (KeyError, IndexError) as error:
             raise BackendError(
-                "end-to-end outputs", f"{error} is missing", "check the file with: boxwright inspect"
+                "end-to-end outputs",
+                f"{error} is missing",
+                "check the file with: boxwright inspect",
             ) from None
         if _CONVERGED in outputs and not outputs[_CONVERGED][index, 0]:
             # Unsettled means a superset of the greedy result: one more pass makes it exact.

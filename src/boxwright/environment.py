@@ -28,7 +28,9 @@ def describe_environment() -> dict[str, str]:
     return {
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "python": platform.python_version(),
         **package_versions((*_PACKAGES, "openvino", "torch", "ultralytics")),
     }

@@ -26,7 +26,7 @@ class MatchRules:
         nms_iou: IoU threshold of the NMS, or None for NMS-free heads.
         min_iou: Least IoU of a pair.
         score: Largest difference of scores in a pair, 0..1.
-        cut: Score of the last that fitted into a full list, or 0; near it anything may be in or out.
+        cut: Score of the last that fitted into a full list, or 0; near it all is open.
     """
 
     score_threshold: float
@@ -151,9 +151,7 @@ def _proposed(known: Detections, found: Detections, rules: MatchRules) -> npt.ND
     return np.asarray(same.any(axis=0))
 
 
-def _at_nms_edge(
-    single: Detections, kept: Detections, rules: MatchRules
-) -> npt.NDArray[np.bool_]:
+def _at_nms_edge(single: Detections, kept: Detections, rules: MatchRules) -> npt.NDArray[np.bool_]:
     """Whether each detection overlaps a kept one by nearly the NMS threshold."""
     if rules.nms_iou is None:
         return np.zeros(len(single), bool)

@@ -285,14 +285,18 @@ class _Job:
             "sha256": self.plan.source_hash,
             "files": self.plan.source_files,
         }
-        self.store.put(step.file, data, Entry(
-            key=step.key,
-            sha256=artifact.sha256,
-            state="built",
-            parent=parent,
-            settings=step.settings,
-            record=_record(artifact, nms, len(data)),
-        ))
+        self.store.put(
+            step.file,
+            data,
+            Entry(
+                key=step.key,
+                sha256=artifact.sha256,
+                state="built",
+                parent=parent,
+                settings=step.settings,
+                record=_record(artifact, nms, len(data)),
+            ),
+        )
         self._models[step.file] = model
 
     def _build(self, step: Step) -> tuple[onnx.ModelProto, ModelSpec, NmsSettings | None]:

@@ -116,8 +116,9 @@ def _resize(image: Image, where: Placement, rules: Preprocess) -> Image:
     height, width = where.resized_size
     if where.source_size == (height, width):
         return image
-    resized = cv2.resize(image, (width, height), interpolation=_FILTERS[rules.interpolation])
-    return resized  # type: ignore[return-value]
+    return np.asarray(
+        cv2.resize(image, (width, height), interpolation=_FILTERS[rules.interpolation]), np.uint8
+    )
 
 
 def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:

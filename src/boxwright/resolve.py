@@ -54,9 +54,7 @@ def needs_download(text: str) -> bool:
     return True
 
 
-def resolve(
-    recipe: Recipe, models: Path, fetch: Callable[[str, Path], list[Path]]
-) -> Resolved:
+def resolve(recipe: Recipe, models: Path, fetch: Callable[[str, Path], list[Path]]) -> Resolved:
     """Find the source's file, downloading it when it is named and not there.
 
     Args:

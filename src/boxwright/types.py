@@ -271,7 +271,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A graph input or output: name, dtype as NumPy names it, shape with names for dynamic sizes."""
+    """A graph input or output: name, NumPy dtype, shape with names for dynamic sizes."""
 
     name: str
     dtype: str
@@ -361,7 +361,9 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether no check failed and at least one was measured."""
-        return any(c.passed for c in self.checks) and all(c.passed is not False for c in self.checks)
+        return any(c.passed for c in self.checks) and all(
+            c.passed is not False for c in self.checks
+        )
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -462,8 +464,7 @@ class Detections:
                 "image_id": image_id,
                 "category_id": class_id if category_ids is None else category_ids[class_id],
                 "bbox": [
-                    round(float(v), 3)
-                    for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])
+                    round(float(v), 3) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])
                 ],
                 "score": round(score, 6),
             }

@@ -65,7 +65,9 @@ class OnnxRuntimeBackend:
                 model if isinstance(model, bytes) else str(model), settings, providers=providers
             )
         except _failures(ort) as error:
-            raise BackendError(what, f"ONNX Runtime refuses it ({_cause(error)})", _advice(error)) from None
+            raise BackendError(
+                what, f"ONNX Runtime refuses it ({_cause(error)})", _advice(error)
+            ) from None
         active = self._session.get_providers()
         if active[0] != providers[0]:
             raise BackendError(

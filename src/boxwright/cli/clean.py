@@ -24,8 +24,10 @@ def command(folder: Path, dry_run: bool) -> None:
     from boxwright.errors import RequestError
     from boxwright.store import MANIFEST, Store
 
-    folders = [folder] if (folder / MANIFEST).is_file() else sorted(
-        p.parent for p in folder.glob(f"*/{MANIFEST}")
+    folders = (
+        [folder]
+        if (folder / MANIFEST).is_file()
+        else sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
     )
     if not folders:
         raise RequestError(str(folder), "it holds no run of ours", "name a run directory")

@@ -68,9 +68,7 @@ def conversion_options(function: F) -> F:
         click.option(
             "--precision", metavar="LIST", help="fp32, fp16; a comma list. Default: fp32."
         ),
-        click.option(
-            "--outputs", metavar="LIST", help="raw, end2end; a comma list. Default: raw."
-        ),
+        click.option("--outputs", metavar="LIST", help="raw, end2end; a comma list. Default: raw."),
         click.option("--model-only", is_flag=True, help="The raw head alone: --outputs raw."),
         click.option(
             "--nms",
@@ -208,9 +206,9 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
         if options[key] is not None:
             data[key] = options[key]
     if options["head"] is not None:
-        data["head"] = words_from_text(
-            "--head", options["head"], ("auto", "one2many", "one2one")
-        )[0]
+        data["head"] = words_from_text("--head", options["head"], ("auto", "one2many", "one2one"))[
+            0
+        ]
     if options["batch"] is not None:
         data["batch"] = _batch_from_text(options["batch"])
     if options["image_size"] is not None:

@@ -72,6 +72,7 @@ def command(artifact: Path, inputs: tuple[str, ...], **options: Any) -> int:
         iou_threshold=options["iou_threshold"],
         family=options["family"],
         labels=options["labels"],
+        pictures=pictures.total,
     ) as detector:
         wanted = class_ids_from_text(options["classes"], detector.spec.class_names)
         with _progress(pictures.total, options["quiet"]) as advance:

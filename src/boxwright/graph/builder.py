@@ -49,7 +49,9 @@ class GraphBuilder:
         if isinstance(outputs, int):
             outputs = [f"{name}_out{i}" for i in range(outputs)]
         self.graph.node.append(
-            helper.make_node(op_type, list(inputs), list(outputs), name, domain=domain, **attributes)
+            helper.make_node(
+                op_type, list(inputs), list(outputs), name, domain=domain, **attributes
+            )
         )
         return list(outputs)
 

@@ -109,7 +109,7 @@ def add_candidates(
     """
     if layout.nms_free:
         return _final_rows(b, raw, layout, input_size, anchor_count)
-    channels, anchors = (1, 2) if layout.axes == "nca" else (2, 1)
+    channels = 1 if layout.axes == "nca" else 2
     first = 5 if layout.objectness else 4
     scores = _activated(b, b.slice(raw, channels, first, first + class_count), layout)
     if layout.objectness:

@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from boxwright.errors import GraphError, RequestError
-from boxwright.graph.builder import GraphBuilder, default_opset
+from boxwright.graph.builder import GraphBuilder
 from boxwright.graph.decode import Candidates, add_candidates
 from boxwright.graph.nms import (
     add_efficient_nms,
@@ -75,7 +75,7 @@ def add_end2end(
         raw: Graph whose only output is the raw head.
         spec: The model; `spec.layout` says how the head is read.
         settings: Baked in; with `target.dynamic_thresholds` the two thresholds are only the
-            defaults of the optional inputs score_threshold and iou_threshold, float32 of shape (1,).
+            defaults of the optional inputs score_threshold and iou_threshold, float32 (1,).
         target: Form of the NMS.
 
     Raises:
@@ -170,7 +170,9 @@ def _add_results(b: GraphBuilder, c: Candidates, keep: str, count: int) -> None:
     b.name_output(b.as_int32(classes), OUTPUT_NAMES[3])
 
 
-def _declare_outputs(model: onnx.ModelProto, batch: onnx.TensorShapeProto.Dimension, k: int) -> None:
+def _declare_outputs(
+    model: onnx.ModelProto, batch: onnx.TensorShapeProto.Dimension, k: int
+) -> None:
     first = batch.dim_param or batch.dim_value or "batch"
     shapes: list[tuple[str, int, list[int | str]]] = [
         ("num_dets", TensorProto.INT32, [first, 1]),
@@ -196,7 +198,9 @@ def with_score_threshold(model: onnx.ModelProto, score_threshold: float) -> onnx
     copy.CopyFrom(model)
     for stored in copy.graph.initializer:
         if stored.name == _SCORE:
-            stored.CopyFrom(numpy_helper.from_array(np.array([score_threshold], np.float32), _SCORE))
+            stored.CopyFrom(
+                numpy_helper.from_array(np.array([score_threshold], np.float32), _SCORE)
+            )
             return copy
     for node in copy.graph.node:
         for attribute in node.attribute:

@@ -25,7 +25,6 @@ __all__ = [
 ]
 
 
-
 def model_from_file(path: Path) -> onnx.ModelProto:
     """Read and check an ONNX file.
 

@@ -24,7 +24,7 @@ Thresholds = tuple[str, str]  # names of the score and IoU thresholds, float32 o
 
 
 def keep_above_threshold(b: GraphBuilder, candidates: Candidates, thresholds: Thresholds) -> str:
-    """Return (B, P) float32, 1 where the score exceeds the threshold: NMS-free heads need no more."""
+    """Return (B, P) float32, 1 where the score exceeds the threshold."""
     return b.as_float(b.op("Greater", candidates.scores, thresholds[0]))
 
 

@@ -118,7 +118,9 @@ class _Conversion:
                 copy.output[position] = f"{name}/fp16"
                 self.type_of[copy.output[position]] = _FP16
                 self.nodes.append(
-                    helper.make_node("Cast", [copy.output[position]], [name], f"{name}/cast", to=_FP32)
+                    helper.make_node(
+                        "Cast", [copy.output[position]], [name], f"{name}/cast", to=_FP32
+                    )
                 )
                 self.type_of[name] = _FP32
             else:

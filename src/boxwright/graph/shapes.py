@@ -16,7 +16,9 @@ __all__ = ["dimensions", "free_batch", "real_inputs", "set_batch", "static_dimen
 def dimensions(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     """Return a tensor's shape; dynamic dimensions appear by name ("?" where unnamed)."""
     shape = value.type.tensor_type.shape
-    return tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in shape.dim)
+    return tuple(
+        d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in shape.dim
+    )
 
 
 def static_dimension(value: onnx.ValueInfoProto, axis: int) -> int | None:
@@ -78,7 +80,9 @@ def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         stored = constants.get(node.input[1])
         if stored is None and node.input[1] in holders:
-            stored = next((a.t for a in holders[node.input[1]].attribute if a.name == "value"), None)
+            stored = next(
+                (a.t for a in holders[node.input[1]].attribute if a.name == "value"), None
+            )
         if stored is None:
             raise GraphError(
                 "dynamic batch", f"Reshape {node.name} computes its shape", "give --batch 1"

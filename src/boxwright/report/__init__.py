@@ -17,9 +17,7 @@ def report_as_dict(report: Report) -> dict[str, Any]:
         "schema": SCHEMA,
         "environment": dict(report.environment),
         "artifacts": [_artifact(a) for a in report.artifacts],
-        "parity": {
-            name: {**p.as_dict(), "passed": p.passed} for name, p in report.parity.items()
-        },
+        "parity": {name: {**p.as_dict(), "passed": p.passed} for name, p in report.parity.items()},
     }
 
 

@@ -23,7 +23,7 @@ class SourceRequest:
     """What to make a raw graph from, and how.
 
     Attributes:
-        path: Local file; for a configuration that ultralytics ships, its bare name (`yolo11n.yaml`).
+        path: Local file; for a configuration of ultralytics its bare name (`yolo11n.yaml`).
         name: File-name stem of everything made from it.
         family: `--family`, or None to recognise it.
         image_size: Network input (height, width) in pixels; None takes the model's own.

@@ -93,9 +93,7 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
         preprocess=family.preprocess,
         layout=match.layout,
         score_threshold=(
-            family.score_threshold
-            if sidecars.score_threshold is None
-            else sidecars.score_threshold
+            family.score_threshold if sidecars.score_threshold is None else sidecars.score_threshold
         ),
         iou_threshold=family.iou_threshold,
     )
@@ -168,7 +166,9 @@ def _prove_batch(fixed: onnx.ModelProto, freed: onnx.ModelProto, what: str) -> N
         found = together.infer({one.name: pictures})
     except BackendError as error:
         raise GraphError(
-            f"dynamic batch of {what}", f"the graph is bound to batch 1 ({error.found})", "use --batch 1"
+            f"dynamic batch of {what}",
+            f"the graph is bound to batch 1 ({error.found})",
+            "use --batch 1",
         ) from None
     for name, values in found.items():
         apart = np.concatenate([e[name] for e in expected])

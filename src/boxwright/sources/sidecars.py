@@ -19,14 +19,87 @@ _FILES = ("labels.json", "threshold.json", "model_type.json")
 _YOLO_KINDS = frozenset({"yolo", "ultralytics", "detection", "detect"})
 
 # The 80 classes of COCO 2017 in the order of the YOLO projects (cocodataset.org).
-COCO_NAMES = tuple(
-    "person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|"
-    "stop sign|parking meter|bench|bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|"
-    "backpack|umbrella|handbag|tie|suitcase|frisbee|skis|snowboard|sports ball|kite|baseball bat|"
-    "baseball glove|skateboard|surfboard|tennis racket|bottle|wine glass|cup|fork|knife|spoon|bowl|"
-    "banana|apple|sandwich|orange|broccoli|carrot|hot dog|pizza|donut|cake|chair|couch|"
-    "potted plant|bed|dining table|toilet|tv|laptop|mouse|remote|keyboard|cell phone|microwave|oven|"
-    "toaster|sink|refrigerator|book|clock|vase|scissors|teddy bear|hair drier|toothbrush".split("|")
+COCO_NAMES = (
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
 )
 
 
@@ -85,7 +158,11 @@ def read_sidecars(checkpoint: Path) -> Sidecars:
             labels = _labels(value, str(path))
         elif path.name == "threshold.json":
             number = value.get("threshold") if isinstance(value, dict) else value
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
+            if (
+                isinstance(number, bool)
+                or not isinstance(number, (int, float))
+                or not 0 <= number <= 1
+            ):
                 raise SourceError(
                     str(path), "it holds no threshold between 0 and 1", 'write {"threshold": 0.25}'
                 )
@@ -94,7 +171,9 @@ def read_sidecars(checkpoint: Path) -> Sidecars:
             named = value.get("model_type") if isinstance(value, dict) else value
             if not isinstance(named, str) or named.lower() not in _YOLO_KINDS:
                 raise SourceError(
-                    str(path), f"model type {named!r} is not a YOLO detector", "give a YOLO detector"
+                    str(path),
+                    f"model type {named!r} is not a YOLO detector",
+                    "give a YOLO detector",
                 )
             kind = named
     return Sidecars(tuple(present), labels, threshold, kind)

@@ -98,7 +98,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     for section in ("backbone", "head"):
         layers = config[section]
-        if not isinstance(layers, list) or not all(isinstance(r, list) and len(r) == 4 for r in layers):
+        if not isinstance(layers, list) or not all(
+            isinstance(r, list) and len(r) == 4 for r in layers
+        ):
             raise SourceError(str(path), f"{section} is not a list of [from, n, module, args]", "")
         for row in layers:
             if not _MODULE.match(str(row[2])):
@@ -186,7 +188,9 @@ def _is_nms_free(model: Any, request: SourceRequest) -> bool:
         )
     if request.head == "one2many" and (not has_one2many or fused_one2one):
         raise RequestError(
-            "--head one2many", f"{request.path.name} has lost its one-to-many head", "use --head auto"
+            "--head one2many",
+            f"{request.path.name} has lost its one-to-many head",
+            "use --head auto",
         )
     return request.head != "one2many" and (has_one2one or fused_one2one)
 
@@ -233,9 +237,7 @@ def _spec(loaded: _Loaded, request: SourceRequest) -> ModelSpec:
         preprocess=family.preprocess,
         layout=layout,
         score_threshold=(
-            family.score_threshold
-            if sidecars.score_threshold is None
-            else sidecars.score_threshold
+            family.score_threshold if sidecars.score_threshold is None else sidecars.score_threshold
         ),
         iou_threshold=family.iou_threshold,
     )
@@ -292,7 +294,7 @@ def _export(request: SourceRequest) -> RawModel:
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise GraphError(
                 f"export of {request.path.name}",
-                f"torch cannot write it at opset {request.opset} ({str(error).splitlines()[0][:120]})",
+                f"torch cannot write opset {request.opset} ({str(error).splitlines()[0][:120]})",
                 "use --opset 17",
             ) from None
     graph = onnx.load_model_from_string(buffer.getvalue())
