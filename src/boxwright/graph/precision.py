@@ -158,7 +158,8 @@ class _Conversion:
             if finite.size and float(finite.max()) > _LARGEST:
                 raise GraphError(
                     "fp16",
-                    f"weight {name} reaches {float(finite.max()):.3g}, float16 ends at {_LARGEST:.0f}",
+                    f"weight {name} reaches {float(finite.max()):.3g}, but float16 ends at "
+                    f"{_LARGEST:.0f}",
                     "keep this model in FP32",
                 )
             self.fresh[half_name] = numpy_helper.from_array(half_from_single(values), half_name)
