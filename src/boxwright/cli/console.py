@@ -122,9 +122,10 @@ def print_outcome(outcome: Outcome) -> None:
     console.print(table)
 
 
-def print_parity(parity: Parity) -> None:
+def print_parity(parity: Parity, name: str = "") -> None:
     """Print every check of a verification."""
-    table = Table(title=f"{parity.candidate} against {parity.reference}", title_justify="left")
+    title = f"{name or parity.candidate} against {parity.reference}"
+    table = Table(title=title, title_justify="left")
     for title in ("check", "measured", "limit", "result", "note"):
         table.add_column(title)
     for check in parity.checks:

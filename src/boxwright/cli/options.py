@@ -122,7 +122,7 @@ def conversion_options(function: F) -> F:
         click.option("--force-all", is_flag=True, help="Both of these."),
         click.option("--dry-run", is_flag=True, help="Print the plan, make nothing."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("--verbose", is_flag=True, help="Say more."),
+        click.option("--verbose", is_flag=True, help="Print every check of every file."),
     ]
     for option in reversed(options):
         function = option(function)

@@ -41,7 +41,7 @@ def command(source: str, **options: Any) -> None:
 
 def execute(source: str, options: dict[str, Any], *, verify: bool) -> None:
     """Build the recipe, run it and print the result; `export` shares it."""
-    from boxwright.cli.console import ConsoleListener, outcome_as_dict, print_outcome
+    from boxwright.cli.console import ConsoleListener, outcome_as_dict, print_outcome, print_parity
     from boxwright.pipeline import run
     from boxwright.plan import plan_lines
     from boxwright.recipe import recipe_from_mapping
@@ -83,6 +83,9 @@ def execute(source: str, options: dict[str, Any], *, verify: bool) -> None:
             click.echo(str(path))
     else:
         print_outcome(outcome)
+        for row in outcome.rows:
+            if options["verbose"] and row.parity is not None:
+                print_parity(row.parity, row.path.name)
 
 
 def _recipe_file(source: str, options: dict[str, Any]) -> Any:
