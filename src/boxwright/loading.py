@@ -22,14 +22,14 @@ Runtime = Literal["auto", "onnxruntime", "openvino", "pytorch"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
-_FEW_PICTURES = 16  # OpenVINO's slower start (0.7 s) is not won back by fewer
+_FEW_PICTURES = 50  # OpenVINO's slower start (0.5 s) is not won back by fewer
 
 
 def choose_runtime(suffix: str, device: Device = "auto", pictures: int | None = None) -> str:
     """Return the runtime that `auto` means on this machine.
 
     `.pt` runs in PyTorch. `.onnx` runs in ONNX Runtime when that has CUDA or the device is `cuda`;
-    otherwise in OpenVINO, which is faster on x86 in FP32, when it is installed and more than 16
+    otherwise in OpenVINO, which is faster on x86 in FP32, when it is installed and more than 50
     pictures are to come (or it is not said how many); otherwise in ONNX Runtime on the CPU, which
     starts faster.
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the fastest runtime for FP32 on x86 in our measurements."""
+"""OpenVINO on the CPU: for many pictures the faster runtime in FP32 on x86."""
 
 from __future__ import annotations
 
