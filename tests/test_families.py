@@ -17,6 +17,7 @@ import boxwright
 from boxwright import catalog
 from boxwright.errors import GraphError, RequestError, SourceError, UnknownFamilyError
 from boxwright.graph.io import model_from_file, signature_of
+from boxwright.graph.precision import fp16_from_fp32
 from boxwright.pictures import generated_pictures
 from boxwright.recipe import recipe_from_mapping
 from boxwright.sources import SourceRequest
@@ -181,3 +182,32 @@ def test_bus_holds_four_persons_and_a_bus(tmp_path):
         assert found.image_size == (1080, 810)
         bus = found.xyxy[names.index("bus")]
         np.testing.assert_allclose(bus, [13, 231, 801, 735], atol=12)
+
+
+def test_a_newer_opset_than_the_default_is_kept(tmp_path):
+    source = ultralytics_onnx(tmp_path / "tiny.onnx", opset=18)
+    outcome = boxwright.run(recipe_from_mapping({"source": str(source)}, "test"), tmp_path / "runs")
+    with boxwright.load(outcome.rows[0].path, "onnxruntime", quiet=True) as detector:
+        assert detector.target.opset == 18
+
+
+def test_a_dynamic_picture_size_is_settled_by_image_size(tmp_path):
+    source = ultralytics_onnx(tmp_path / "tiny.onnx")
+    model = model_from_file(source)
+    for axis, name in ((2, "height"), (3, "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_param = "anchors"
+    source.write_bytes(model.SerializeToString())
+    with pytest.raises(SourceError, match="--image-size"):
+        run(source, tmp_path / "refused")
+    outcome = run(source, tmp_path / "runs", image_size=64)
+    assert all(row.parity is not None and row.parity.passed for row in outcome.rows)
+
+
+def test_half_precision_and_quantised_files_are_no_source(tmp_path):
+    source = ultralytics_onnx(tmp_path / "tiny.onnx")
+    half = fp16_from_fp32(model_from_file(source))
+    (tmp_path / "half.onnx").write_bytes(half.SerializeToString())
+    with pytest.raises(SourceError, match="float16"):
+        run(tmp_path / "half.onnx", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

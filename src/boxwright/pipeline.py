@@ -256,20 +256,22 @@ class _Job:
         return not key or (known and self.store.entries[step.file].parity_key == key)
 
     def _make(self, step: Step) -> None:
+        from boxwright.graph.builder import default_opset
         from boxwright.graph.io import bytes_from_model, check_model, tensor_infos, write_stamp
         from boxwright.graph.shapes import real_inputs
         from boxwright.stamps import Stamp
 
         model, spec, nms = self._build(step)
+        target = dataclasses.replace(step.target, opset=default_opset(model))
         parent = self.store.entries[step.parent].sha256 if step.parent else self.plan.source_hash
-        write_stamp(model, Stamp(spec, step.target, nms, parent))
+        write_stamp(model, Stamp(spec, target, nms, parent))
         check_model(model, step.file)
         data = bytes_from_model(model, step.file)
         artifact = Artifact(
             path=Path(step.file),
             sha256=sha256_of_bytes(data),
             spec=spec,
-            target=step.target,
+            target=target,
             inputs=tensor_infos(real_inputs(model.graph)),
             outputs=tensor_infos(list(model.graph.output)),
             parent=parent,

@@ -15,7 +15,7 @@ from boxwright.errors import StoreError
 from boxwright.recipe import Recipe
 from boxwright.resolve import Resolved
 from boxwright.store import Store, changed_settings, sha256_of_file
-from boxwright.types import Parity, Precision, Target
+from boxwright.types import DEFAULT_OPSET, Parity, Precision, Target
 
 __all__ = ["Action", "Plan", "Step", "hash_of", "make_plan"]
 
@@ -82,7 +82,7 @@ def make_plan(recipe: Recipe, resolved: Resolved, out: Path) -> Plan:
         "source": source_hash,
         "boxwright": __version__,
         "name": request.name,
-        "opset": request.opset,
+        "opset": request.opset or "default",
         "batch": request.batch or "dynamic",
         "image_size": list(request.image_size) if request.image_size else "own",
         "head": request.head,
@@ -103,7 +103,7 @@ def make_plan(recipe: Recipe, resolved: Resolved, out: Path) -> Plan:
 
     precisions = list(dict.fromkeys(t.precision for t in wanted.values()))
     raw: dict[Precision, str] = {}
-    base = Target(batch=request.batch, opset=request.opset)
+    base = Target(batch=request.batch, opset=request.opset or DEFAULT_OPSET)
     raw["fp32"] = add("export", base, "", base_settings)
     if "fp16" in precisions:
         half = dataclasses.replace(base, precision="fp16")

@@ -9,11 +9,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from boxwright.errors import RequestError, nearest_name
-from boxwright.types import NmsSettings, Target
+from boxwright.types import DEFAULT_OPSET, NmsSettings, Target
 
 __all__ = ["NmsOptions", "Recipe", "TargetOptions", "recipe_from_file", "recipe_from_mapping"]
 
-OPSETS = range(11, 21)
+OPSETS = range(11, 23)
 _LONGEST_NAME_BYTES = 180  # file systems take 255, with our suffixes and temporary names
 
 # What pydantic says in words of Python, in words of YAML.
@@ -67,7 +67,7 @@ class Recipe(_Strict):
         nms: Settings of the NMS inside end-to-end files.
         image_size: Network input, one side or (height, width) in pixels.
         batch: Fixed number of pictures; `dynamic` by default.
-        opset: ONNX operator set.
+        opset: ONNX operator set; by default 17, or what a raw ONNX has if that is newer.
         simplify: Run onnxslim.
         head: Which head of a model that has two (v10, 26).
         family: Of a raw ONNX that does not say.
@@ -86,7 +86,7 @@ class Recipe(_Strict):
     nms: NmsOptions = NmsOptions()
     image_size: tuple[WholeNumber, WholeNumber] | None = None
     batch: WholeNumber | None = None
-    opset: WholeNumber = 17
+    opset: WholeNumber | None = None
     simplify: Switch = True
     head: Literal["auto", "one2many", "one2one"] = "auto"
     family: str | None = None
@@ -142,8 +142,8 @@ class Recipe(_Strict):
 
     @field_validator("opset")
     @classmethod
-    def _opset_is_known(cls, value: int) -> int:
-        if value not in OPSETS:
+    def _opset_is_known(cls, value: int | None) -> int | None:
+        if value is not None and value not in OPSETS:
             raise ValueError(f"supported are {OPSETS.start} to {OPSETS.stop - 1}")
         return value
 
@@ -167,7 +167,7 @@ class Recipe(_Strict):
                 outputs=t.outputs,
                 nms=t.nms if t.outputs == "end2end" else "onnx",
                 batch=self.batch,
-                opset=self.opset,
+                opset=self.opset or DEFAULT_OPSET,
                 dynamic_thresholds=self.nms.dynamic_thresholds and t.outputs == "end2end",
                 nms_iterations=self.nms.iterations,
             )

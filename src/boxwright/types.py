@@ -41,6 +41,8 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Image: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), BGR unless said otherwise
 
+DEFAULT_OPSET = 17  # every supported TensorRT and OpenVINO reads it
+
 Resize: TypeAlias = Literal["letterbox", "letterbox_top_left", "stretch"]
 Color: TypeAlias = Literal["rgb", "bgr"]
 Precision: TypeAlias = Literal["fp32", "fp16"]
@@ -239,7 +241,7 @@ class Target:
     outputs: OutputKind = "raw"
     nms: NmsForm = "onnx"
     batch: int | None = None
-    opset: int = 17
+    opset: int = DEFAULT_OPSET
     dynamic_thresholds: bool = False
     nms_iterations: int = 16
 

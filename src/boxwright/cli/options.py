@@ -76,7 +76,11 @@ def conversion_options(function: F) -> F:
             help="NMS of end-to-end files: onnx, efficient_nms, portable; a comma list.",
         ),
         click.option("--batch", metavar="N", help="Fixed batch, or dynamic (the default)."),
-        click.option("--opset", type=int, help="ONNX operator set, 11 to 20. Default: 17."),
+        click.option(
+            "--opset",
+            type=int,
+            help="ONNX operator set, 11 to 22. Default: 17, or a raw ONNX file's own if newer.",
+        ),
         click.option("--image-size", metavar="S", help="Network input: a side, or height,width."),
         click.option("--pre-topk", type=int, help="Candidates that NMS sees. Default: 1000."),
         click.option("--keep-topk", type=int, help="Most detections of a picture. Default: 300."),

@@ -29,7 +29,7 @@ class SourceRequest:
         image_size: Network input (height, width) in pixels; None takes the model's own.
         head: Which head of a model that has two (v10, 26); `auto` takes the NMS-free one.
         labels: Class names that replace the model's own.
-        opset: ONNX operator set.
+        opset: ONNX operator set; None is 17, or what a raw ONNX has if that is newer.
         batch: Fixed number of pictures, or None for a dynamic batch.
         simplify: Run onnxslim.
         trust_checkpoint: Unpickle with full rights; runs whatever code the file holds.
@@ -42,7 +42,7 @@ class SourceRequest:
     image_size: tuple[int, int] | None = None
     head: Head = "auto"
     labels: tuple[str, ...] | None = None
-    opset: int = 17
+    opset: int | None = None
     batch: int | None = None
     simplify: bool = True
     trust_checkpoint: bool = False

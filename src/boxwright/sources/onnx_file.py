@@ -20,7 +20,7 @@ from boxwright.graph.shapes import dimensions, free_batch, real_inputs, set_batc
 from boxwright.graph.simplify import simplified
 from boxwright.sources import RawModel, Source, SourceRequest
 from boxwright.sources.sidecars import read_sidecars
-from boxwright.types import ModelSpec
+from boxwright.types import DEFAULT_OPSET, ModelSpec
 
 __all__ = ["SOURCE"]
 
@@ -60,7 +60,7 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
         raise SourceError(
             str(request.path),
             f"its inputs are {shapes}, not one picture tensor (N, 3, H, W) of fixed size",
-            "export it with a fixed image size",
+            "give --image-size, or export it with a fixed one",
         )
     if request.image_size is not None and request.image_size != (height, width):
         raise RequestError(
@@ -111,18 +111,69 @@ def _renamed(spec: ModelSpec, request: SourceRequest) -> ModelSpec:
     return dataclasses.replace(spec, name=request.name, class_names=names)
 
 
-def _export(request: SourceRequest) -> RawModel:
+def _reason(error: Exception) -> str:
+    """Return what a converter's assertion says, without the place in its source."""
+    return " ".join(str(error).split()).rsplit("failed: ", 1)[-1][:120]
+
+
+def _loaded(request: SourceRequest) -> onnx.ModelProto:
+    """Read the file, refuse what is no FP32 graph, and settle a dynamic picture size.
+
+    Raises:
+        SourceError: The weights are float16 or quantised, or the size stays open.
+    """
     model = model_from_file(request.path)
+    kinds = {n.op_type for n in model.graph.node}
+    if kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
+        raise SourceError(
+            str(request.path), "it is quantised already", "give the FP32 export of the model"
+        )
+    if any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer):
+        raise SourceError(
+            str(request.path), "its weights are float16", "give the FP32 export of the model"
+        )
+    inputs = real_inputs(model.graph)
+    size = request.image_size
+    if size is None or len(inputs) != 1 or len(dimensions(inputs[0])) != 4:
+        return model
+    if None not in (static_dimension(inputs[0], 2), static_dimension(inputs[0], 3)):
+        return model
+    return _with_size(model, size, str(request.path))
+
+
+def _with_size(model: onnx.ModelProto, size: tuple[int, int], what: str) -> onnx.ModelProto:
+    """Fix a dynamic picture size; the outputs' sizes are those of a run."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    tensor = real_inputs(fixed.graph)[0]
+    for axis, side in zip((2, 3), size, strict=True):
+        tensor.type.tensor_type.shape.dim[axis].dim_value = side
+    del fixed.graph.value_info[:]
+    count = static_dimension(tensor, 0) or 1
+    runtime = catalog.backend("onnxruntime").open_bytes(
+        bytes_from_model(fixed, what), BackendOptions(device="cpu")
+    )
+    outputs = runtime.infer({tensor.name: np.zeros((count, 3, *size), np.float32)})
+    for value in fixed.graph.output:
+        for axis, side in enumerate(outputs[value.name].shape):
+            if axis:
+                value.type.tensor_type.shape.dim[axis].dim_value = side
+    return fixed
+
+
+def _export(request: SourceRequest) -> RawModel:
+    model = _loaded(request)
     spec = _spec(model, request)
     original = default_opset(model)
-    if original != request.opset:
+    wanted = request.opset or max(original, DEFAULT_OPSET)
+    if original != wanted:
         try:
-            model = version_converter.convert_version(model, request.opset)
+            model = version_converter.convert_version(model, wanted)
         except (RuntimeError, onnx.checker.ValidationError) as error:
             raise GraphError(
-                f"--opset {request.opset}",
-                f"{request.path} has opset {original} and cannot be converted "
-                f"({str(error).splitlines()[0][:120]})",
+                f"--opset {wanted}",
+                f"{request.path} has opset {original}, which onnx cannot convert to {wanted} "
+                f"({_reason(error)})",
                 f"use --opset {original}",
             ) from None
     if request.simplify:
@@ -181,7 +232,7 @@ def _prove_batch(fixed: onnx.ModelProto, freed: onnx.ModelProto, what: str) -> N
 
 
 def _describe(request: SourceRequest) -> ModelSpec:
-    return _spec(model_from_file(request.path), request)
+    return _spec(_loaded(request), request)
 
 
 def _reference(request: SourceRequest, options: BackendOptions) -> Backend:

@@ -22,7 +22,7 @@ from boxwright.backends import Backend, BackendOptions
 from boxwright.errors import GraphError, MissingExtraError, RequestError, SourceError
 from boxwright.sources import RawModel, Source, SourceRequest
 from boxwright.sources.sidecars import Sidecars, read_sidecars
-from boxwright.types import HeadLayout, ModelSpec
+from boxwright.types import DEFAULT_OPSET, HeadLayout, ModelSpec
 
 __all__ = ["SOURCE"]
 
@@ -54,7 +54,7 @@ def _check(request: SourceRequest) -> None:
     for package in ("torch", "ultralytics"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(f"{package}, for {request.path.name}", "export")
-    if request.opset not in _OPSETS:
+    if request.opset is not None and request.opset not in _OPSETS:
         raise RequestError(
             f"--opset {request.opset}",
             f"the exporter writes opsets {_OPSETS.start} to {_OPSETS.stop - 1}",
@@ -285,7 +285,7 @@ def _export(request: SourceRequest) -> RawModel:
                 model,
                 (example,),
                 buffer,
-                opset_version=request.opset,
+                opset_version=request.opset or DEFAULT_OPSET,
                 input_names=["images"],
                 output_names=[_OUTPUT],
                 dynamic_axes=axes,
@@ -294,7 +294,7 @@ def _export(request: SourceRequest) -> RawModel:
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise GraphError(
                 f"export of {request.path.name}",
-                f"torch cannot write opset {request.opset} ({str(error).splitlines()[0][:120]})",
+                f"torch cannot write opset {request.opset or DEFAULT_OPSET} ({str(error).splitlines()[0][:120]})",
                 "use --opset 17",
             ) from None
     graph = onnx.load_model_from_string(buffer.getvalue())
