@@ -115,7 +115,6 @@ def test_dry_run_writes_nothing(place, cli, snapshot):
     assert snapshot(place) == before
 
 
-@pytest.mark.xfail(reason="verify repeats a batch that is full already", strict=False)
 def test_a_source_of_a_fixed_batch(place, cli):
     tiny_models.ultralytics_onnx(place / "m.onnx", batch=4)
     ran = cli("run", "m.onnx", "--out", "out", "--batch", 4, "--outputs", "raw,end2end")

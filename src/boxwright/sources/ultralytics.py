@@ -294,8 +294,8 @@ def _export(request: SourceRequest) -> RawModel:
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise GraphError(
                 f"export of {request.path.name}",
-                f"torch cannot write opset {request.opset or DEFAULT_OPSET} ({str(error).splitlines()[0][:120]})",
-                "use --opset 17",
+                f"torch cannot write it ({str(error).splitlines()[0][:120]})",
+                f"use --opset {DEFAULT_OPSET}",
             ) from None
     graph = onnx.load_model_from_string(buffer.getvalue())
     if request.simplify:
