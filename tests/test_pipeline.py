@@ -152,7 +152,7 @@ def test_what_is_there_is_skipped_without_torch(place, cli, snapshot, environmen
 
 
 CHANGES = {
-    "opset": (["--opset", "16"], "opset: 17 -> 16"),
+    "opset": (["--opset", "16"], "opset: 17 or its own -> 16"),
     "name of classes": (["--labels", "names.json"], "labels: own -> "),
     "simplify": (["--no-simplify"], "simplify: True -> False"),
 }

@@ -78,11 +78,13 @@ def make_plan(recipe: Recipe, resolved: Resolved, out: Path) -> Plan:
     request = resolved.request
     files = {p.name: sha256_of_file(p) for p in resolved.source.inputs(request)}
     source_hash = hash_of(files or {"configuration": request.path.name})
+    own = f"{DEFAULT_OPSET} or its own"  # a raw ONNX keeps a newer operator set
+    default_opset = own if resolved.source.name == "onnx" else DEFAULT_OPSET
     base_settings: dict[str, Any] = {
         "source": source_hash,
         "boxwright": __version__,
         "name": request.name,
-        "opset": request.opset or "default",
+        "opset": request.opset or default_opset,
         "batch": request.batch or "dynamic",
         "image_size": list(request.image_size) if request.image_size else "own",
         "head": request.head,
