@@ -29,7 +29,7 @@ WRONG = {
     "opset is a switch": ("source: a\nopset: yes", "opset True: it should be a whole number"),
     "opset is quoted": ("source: a\nopset: '17'", "opset '17': it should be a whole number"),
     "opset is broken": ("source: a\nopset: 17.5", "opset 17.5: it should be a whole number"),
-    "opset is unknown": ("source: a\nopset: 21", "opset 21: supported are 11 to 20"),
+    "opset is unknown": ("source: a\nopset: 23", "opset 23: supported are 11 to 22"),
     "batch is a switch": ("source: a\nbatch: true", "batch True: it should be a whole number"),
     "batch is a word": ("source: a\nbatch: many", "batch 'many': it should be a whole number"),
     "batch is zero": ("source: a\nbatch: 0", "batch 0: it must be between 1 and 4096"),
