@@ -66,7 +66,6 @@ class Detector:
         self._input_dtype = np.dtype(tensor.dtype)
         self._fixed_batch = tensor.shape[0] if isinstance(tensor.shape[0], int) else None
         self._optional = {i.name for i in backend.inputs[1:]}
-        self._output_names = {o.name for o in backend.outputs}
         self._buffer: FloatArray = np.empty((0, 3, *spec.input_size), np.float32)
 
     @overload
