@@ -50,7 +50,14 @@ def needs_download(text: str) -> bool:
             config_name(text)  # a configuration that ultralytics ships, or an error
             return False
         raise SourceError(text, "there is no such file", "check the path")
-    parse_name(text)
+    try:
+        parse_name(text)
+    except RequestError:
+        if not path.suffix:
+            raise
+        raise SourceError(
+            text, "there is no such file, and no official model is called so", "check the path"
+        ) from None
     return True
 
 
