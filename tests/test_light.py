@@ -18,6 +18,7 @@ OPTIONAL = (
     "ultralytics",
     "openvino",
     "tensorrt_rtx_bindings",
+    "safetensors",
     "supervision",
 )
 
@@ -45,12 +46,13 @@ def run_blocked(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_module_imports_without_extras():
+    """All but the networks: below `boxwright.nets` every module is made of torch's classes."""
     done = run_blocked(
         """
         import importlib, pkgutil, boxwright
         names = [m.name for m in pkgutil.walk_packages(boxwright.__path__, "boxwright.")]
         for name in names:
-            if name != "boxwright.__main__":
+            if name != "boxwright.__main__" and not name.startswith("boxwright.nets."):
                 importlib.import_module(name)
         print(len(names))
         """

@@ -31,7 +31,7 @@ __all__ = [
     "task",
 ]
 
-_SOURCE_ORDER = ("onnx_file", "ultralytics")
+_SOURCE_ORDER = ("onnx_file", "ultralytics", "safetensors_file")
 
 
 @lru_cache(maxsize=8)

@@ -47,7 +47,8 @@ def open_for_proof(path: Path, threshold: float, threads: int | None) -> Detecto
 
 
 def _open(path: Path, threads: int | None, family: str | None, labels: str | None) -> Detector:
-    runtime: Any = "pytorch" if path.suffix == ".pt" else "onnxruntime"
+    in_torch = path.suffix in catalog.backend("pytorch").suffixes
+    runtime: Any = "pytorch" if in_torch else "onnxruntime"
     return load(
         path, runtime, threads=threads, device="cpu", family=family, labels=labels, quiet=True
     )

@@ -61,7 +61,8 @@ class Recipe(_Strict):
     """Everything that a run is asked for.
 
     Attributes:
-        source: A file (.pt, .yaml, .onnx), an official name (yolo11n) or an hf:// address.
+        source: A file (.pt, .safetensors, .yaml, .onnx), an official name (yolo11n) or an hf://
+            address.
         name: File-name stem; the source's own by default.
         targets: Files to make.
         nms: Settings of the NMS inside end-to-end files.

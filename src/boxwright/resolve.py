@@ -15,7 +15,7 @@ from boxwright.sources.sidecars import labels_from_text
 
 __all__ = ["Resolved", "needs_download", "resolve"]
 
-_SUFFIXES = (".pt", ".onnx", ".yaml", ".yml")
+_LOCAL = (".onnx", ".safetensors", ".yaml", ".yml")  # never the end of a model's official name
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def needs_download(text: str) -> bool:
         return False
     if path.is_dir():
         raise SourceError(text, "it is a folder", "name the checkpoint in it")
-    if path.parent != Path() or path.suffix in (".onnx", ".yaml", ".yml"):
+    if path.parent != Path() or path.suffix in _LOCAL:
         if path.suffix in (".yaml", ".yml") and path.parent == Path():
             config_name(text)  # a configuration that ultralytics ships, or an error
             return False

@@ -91,7 +91,7 @@ def _versions() -> dict[str, str]:
 
 BACKEND = BackendKind(
     name="pytorch",
-    suffixes=(".pt",),
+    suffixes=(".pt", ".safetensors"),
     missing=_missing,
     open=_refuse,
     open_bytes=_refuse,

@@ -21,6 +21,7 @@ __all__ = ["cli", "main"]
 
 _VERBS = {
     "run": "The main job: export, convert, verify, report.",
+    "demo": "The main job on an embedded sample, offline.",
     "export": "Checkpoint or raw ONNX to ONNX variants, without verification.",
     "fetch": "Download checkpoints, checked and resumable.",
     "verify": "Parity of two files: tensors and detections.",

@@ -19,16 +19,20 @@ __all__ = ["command"]
 def command(file: Path, family: str | None, as_json: bool) -> None:
     """Say what a file is: family, input, outputs, classes, lineage.
 
-    Reads .onnx files and .pt checkpoints, the latter without torch and without running them.
+    Reads .onnx files and checkpoints (.pt, .safetensors), the latter without torch and without
+    running them.
     """
     from boxwright.errors import RequestError
 
     if file.suffix == ".pt":
         facts = _checkpoint(file)
+    elif file.suffix == ".safetensors":
+        facts = _own_checkpoint(file)
     elif file.suffix == ".onnx":
         facts = _graph(file, family)
     else:
-        raise RequestError(str(file), "only .onnx and .pt files are known", "give one of these")
+        known = ".onnx, .pt and .safetensors"
+        raise RequestError(str(file), f"only {known} files are known", "give one of these")
     if as_json:
         click.echo(json.dumps(facts, indent=2, default=str))
         return
@@ -42,6 +46,22 @@ def _checkpoint(file: Path) -> dict[str, Any]:
     from boxwright.sources.pickles import summarise
 
     return {"file": str(file), **dataclasses.asdict(summarise(file))}
+
+
+def _own_checkpoint(file: Path) -> dict[str, Any]:
+    from boxwright.nets import network_name
+    from boxwright.sources.safetensors_file import read_header
+    from boxwright.store import sha256_of_file
+
+    header = read_header(file)
+    return {
+        "file": str(file),
+        "sha256": sha256_of_file(file),
+        "network": network_name(header.config),
+        "config": header.config.as_dict(),
+        "weights": len(header.tensors),
+        **header.spec.as_dict(),
+    }
 
 
 def _graph(file: Path, family: str | None) -> dict[str, Any]:

@@ -29,9 +29,9 @@ __all__ = ["command", "execute"]
 def command(source: str, **options: Any) -> None:
     """Export, convert, verify and report.
 
-    SOURCE is a checkpoint (.pt), a configuration (.yaml, random weights), a raw ONNX of a known
-    family, an official name (yolo11n) or hf://owner/repo/path. RECIPE.yaml holds all of this and
-    the options; see docs/recipe.md. What is there unchanged is skipped.
+    SOURCE is a checkpoint (.pt, .safetensors), a configuration (.yaml, random weights), a raw ONNX
+    of a known family, an official name (yolo11n) or hf://owner/repo/path. RECIPE.yaml holds all of
+    this and the options; see docs/recipe.md. What is there unchanged is skipped.
 
     \b
     boxwright run yolo11n.pt --precision fp32,fp16 --outputs raw,end2end --images pictures/

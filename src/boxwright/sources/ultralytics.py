@@ -7,11 +7,7 @@ reads checkpoints without running code from them.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import io
 import re
-import warnings
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +15,21 @@ import yaml
 
 from boxwright import catalog
 from boxwright.backends import Backend, BackendOptions
-from boxwright.errors import GraphError, MissingExtraError, RequestError, SourceError
+from boxwright.errors import RequestError, SourceError
 from boxwright.sources import RawModel, Source, SourceRequest
 from boxwright.sources.sidecars import Sidecars, read_sidecars
-from boxwright.types import DEFAULT_OPSET, HeadLayout, ModelSpec
+from boxwright.sources.torch_export import (
+    check_image_size,
+    check_opset,
+    check_packages,
+    exporter_versions,
+    onnx_from_module,
+)
+from boxwright.types import HeadLayout, ModelSpec
 
 __all__ = ["SOURCE"]
 
 _OUTPUT = "output0"  # as Ultralytics names it
-_OPSETS = range(11, 21)  # what torch's TorchScript exporter writes
 # Activations a configuration may name; Ultralytics would eval() the text.
 _ACTIVATION = re.compile(r"^(torch\.)?nn\.[A-Za-z0-9]+\(([a-z_]+=)?[A-Za-z0-9.]*\)$")
 _MODULE = re.compile(r"^(nn\.)?[A-Za-z0-9_]+$")
@@ -40,36 +42,18 @@ def _inputs(request: SourceRequest) -> tuple[Path, ...]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "ultralytics", "onnx", "onnxslim"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    return exporter_versions("torch", "ultralytics")
 
 
 def _check(request: SourceRequest) -> None:
     """Refuse what cannot succeed, before torch is imported."""
-    for package in ("torch", "ultralytics"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(f"{package}, for {request.path.name}", "export")
-    if request.opset is not None and request.opset not in _OPSETS:
-        raise RequestError(
-            f"--opset {request.opset}",
-            f"the exporter writes opsets {_OPSETS.start} to {_OPSETS.stop - 1}",
-            "use --opset 17",
-        )
+    check_packages(request, "torch", "ultralytics")
+    check_opset(request)
     if request.family is not None:
         raise RequestError(
             f"--family {request.family}", "a checkpoint says its family itself", "drop the option"
         )
-    if request.image_size is not None and any(s % 32 or s < 32 for s in request.image_size):
-        raise RequestError(
-            f"--image-size {request.image_size[0]},{request.image_size[1]}",
-            "sides must be multiples of 32",
-            "use e.g. 640",
-        )
+    check_image_size(request)
     if request.path.is_file() and request.path.suffix in (".yaml", ".yml"):
         _read_config(request.path)
 
@@ -263,44 +247,11 @@ def _set_head(model: Any, spec: ModelSpec) -> None:
 
 def _export(request: SourceRequest) -> RawModel:
     loaded = _load(request)
-    import onnx
-    import torch
-
-    from boxwright.graph.simplify import simplified
-
     spec = _spec(loaded, request)
     model = loaded.model
     _set_head(model, spec)
     model.fuse(verbose=False)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    example = torch.zeros(request.batch or 1, 3, *spec.input_size)
-    axes = None if request.batch else {"images": {0: "batch"}, _OUTPUT: {0: "batch"}}
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracer and deprecation notes that no user can act on
-        model(example)  # sets the head's anchors for this size
-        try:
-            torch.onnx.export(
-                model,
-                (example,),
-                buffer,
-                opset_version=request.opset or DEFAULT_OPSET,
-                input_names=["images"],
-                output_names=[_OUTPUT],
-                dynamic_axes=axes,
-                dynamo=False,
-            )
-        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            raise GraphError(
-                f"export of {request.path.name}",
-                f"torch cannot write it ({str(error).splitlines()[0][:120]})",
-                f"use --opset {DEFAULT_OPSET}",
-            ) from None
-    graph = onnx.load_model_from_string(buffer.getvalue())
-    if request.simplify:
-        graph = simplified(graph, request.path.name)
-    return RawModel(graph, spec)
+    return RawModel(onnx_from_module(model, spec.input_size, _OUTPUT, request), spec)
 
 
 def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
