@@ -62,7 +62,7 @@ def test_every_module_imports_without_extras():
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "run", "export", "fetch", "verify", "predict", "inspect", "clean"]
+    "verb", ["", "run", "demo", "export", "fetch", "verify", "predict", "inspect", "clean"]
 )
 def test_every_help_prints_without_extras(verb):
     words = [verb, "--help"] if verb else ["--help"]

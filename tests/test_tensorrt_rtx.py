@@ -11,6 +11,7 @@ from boxwright import catalog
 from boxwright.graph.end2end import add_end2end
 from boxwright.graph.io import bytes_from_model
 from boxwright.graph.precision import fp16_from_fp32
+from boxwright.sample import onnx_file
 from boxwright.sources import RawModel, SourceRequest
 from boxwright.types import NmsSettings, Target
 
@@ -24,6 +25,7 @@ _MAKERS = {
     "nms-free": nms_free_onnx,
     "yolox": yolox_onnx,
     "yolov5": yolov5_onnx,
+    "sample": lambda _: onnx_file(),
 }
 
 

@@ -559,9 +559,12 @@ def test_a_run_and_its_continuation(tmp_path: Path, environment: dict[str, str])
         env=_environment(environment), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
+    seen = []
     for line in process.stderr:
+        seen.append(line)
         if '"kind": "train"' in line:
             break
+    assert process.poll() is None, "".join(seen)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     rest = process.stderr.read()

@@ -69,8 +69,9 @@ def run_demo(
     folder: Path,
     *,
     pages: int = 6,
-    seed: int = 0,
+    seed: int = 42,
     threads: int | None = None,
+    from_torch: bool = False,
     listener: Listener | None = None,
 ) -> DemoResult:
     """Generate pages, make and prove every kind of file, detect, draw, and write a summary.
@@ -81,15 +82,18 @@ def run_demo(
         pages: How many to generate.
         seed: Of the first page; the detector was never trained on seeds under 100000.
         threads: CPU threads of one inference.
+        from_torch: Start from the torch weights in the place of the raw ONNX; needs the export
+            extra.
         listener: Told what happens.
 
     Raises:
         RequestError: Less than one page is asked for, or the seed is one that was trained on.
+        MissingExtraError: `from_torch`, without torch.
         StoreError: The folder holds something else, or cannot be written.
         CheckFailedError: A file failed its verification.
     """
     from boxwright.pipeline import run
-    from boxwright.sample import onnx_file
+    from boxwright.sample import checkpoint_file, onnx_file
     from boxwright.sample.pages_on_disk import coco_bytes, png_bytes, sample_pages
     from boxwright.store import write_atomic
 
@@ -115,7 +119,8 @@ def run_demo(
             write_atomic(path, data)
     write_atomic(folder / "pages" / "truth.json", coco_bytes(labelled))
     lap("generate")
-    outcome = run(_recipe(str(onnx_file()), wanted, threads), folder, listener=listener)
+    source = checkpoint_file() if from_torch else onnx_file()
+    outcome = run(_recipe(str(source), wanted, threads), folder, listener=listener)
     lap("export and verify")
     file = next(r.path for r in outcome.rows if r.path.name.endswith(".fp32.end2end.onnx"))
     listener.note(f"detect with {file.name}")

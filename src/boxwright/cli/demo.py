@@ -20,10 +20,15 @@ __all__ = ["command"]
     help="Folder for everything; an earlier demo's is brought up to date.",
 )
 @click.option("--pages", type=int, default=6, show_default=True, help="How many to generate.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first page.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Of the first page.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of one inference.")
+@click.option(
+    "--from-torch", is_flag=True, help="Start from the torch weights; needs boxwright[export]."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(out: Path, pages: int, seed: int, threads: int | None, as_json: bool) -> None:
+def command(
+    out: Path, pages: int, seed: int, threads: int | None, from_torch: bool, as_json: bool
+) -> None:
     """Show the whole of Boxwright at work, offline.
 
     Generates comic-like pages, exports the embedded text detector as FP32 and FP16, raw and
@@ -34,7 +39,9 @@ def command(out: Path, pages: int, seed: int, threads: int | None, as_json: bool
     from boxwright.demo import run_demo, summary_text
 
     with ConsoleListener() as listener:
-        result = run_demo(out, pages=pages, seed=seed, threads=threads, listener=listener)
+        result = run_demo(
+            out, pages=pages, seed=seed, threads=threads, from_torch=from_torch, listener=listener
+        )
     if as_json:
         data = outcome_as_dict(result.outcome)
         data["found"] = [dataclasses.asdict(f) for f in result.found]
