@@ -29,7 +29,7 @@ def made(tmp_path_factory):
 def test_the_demo_proves_every_file_and_finds_the_text(made):
     names = {r.path.name for r in made.outcome.rows}
     assert names == {
-        f"text_block.{p}{e}.onnx" for p in ("fp32", "fp16") for e in ("", ".end2end")
+        f"text_block.{p}{e}.onnx" for p in ("fp32", "fp16", "int8") for e in ("", ".end2end")
     }  # fmt: skip
     assert all(r.parity is not None and r.parity.passed for r in made.outcome.rows)
     assert all(r.parity.detections > 10 for r in made.outcome.rows)
@@ -50,7 +50,7 @@ def test_the_demo_leaves_pictures_truth_and_a_summary(made):
     assert len(truth["annotations"]) == sum(f.true for f in made.found)
     assert truth["categories"] == [{"id": 1, "name": "text_block"}]
     text = (made.folder / "summary.md").read_text()
-    assert "4 of 4 files proven" in text and "boxwright run yours.pt" in text
+    assert "6 of 6 files proven" in text and "boxwright run yours.pt" in text
 
 
 def test_the_demo_again_skips_and_replaces_its_own(made):
@@ -79,6 +79,8 @@ def test_the_demo_touches_no_strangers_folder(cli, place, snapshot):
         (["--pages", "0"], "it is not a positive number"),
         (["--seed", "-1"], "never trained on"),
         (["--seed", "99999"], "never trained on"),
+        (["--seed", "30010"], "what calibrates is not measured"),
+        (["--seed", "29998"], "what calibrates is not measured"),
         (["--pages", "many"], "--pages many"),
     ],
 )
@@ -110,7 +112,7 @@ def test_the_demo_runs_without_network_torch_or_ultralytics(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
-    assert len(data["files"]) == 4 and all(f["parity"]["passed"] for f in data["files"])
+    assert len(data["files"]) == 6 and all(f["parity"]["passed"] for f in data["files"])
     assert data["found"][0]["true"] > 5
 
 

@@ -49,11 +49,11 @@ def test_every_option_has_a_help_text():
 def test_tolerances_are_those_of_the_page():
     text = (ROOT / "docs" / "verification.md").read_text(encoding="utf-8")
     rows = {
-        cells[1].strip(): (cells[2], cells[3])
+        cells[1].strip(): (cells[2], cells[3], cells[4])
         for line in text.splitlines()
-        if (cells := line.split("|")) and len(cells) == 5
+        if (cells := line.split("|")) and len(cells) == 6
     }
-    for column, precision in enumerate(("fp32", "fp16")):
+    for column, precision in enumerate(("fp32", "fp16", "int8")):
         limits = TOLERANCES[precision]
 
         def number(row: str, column: int = column) -> float:

@@ -62,7 +62,20 @@ def test_every_module_imports_without_extras():
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "run", "demo", "export", "fetch", "verify", "predict", "inspect", "clean"]
+    "verb",
+    [
+        "",
+        "run",
+        "demo",
+        "export",
+        "fetch",
+        "verify",
+        "benchmark",
+        "evaluate",
+        "predict",
+        "inspect",
+        "clean",
+    ],
 )
 def test_every_help_prints_without_extras(verb):
     words = [verb, "--help"] if verb else ["--help"]

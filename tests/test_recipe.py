@@ -19,7 +19,7 @@ WRONG = {
     ),
     "misspelt precision": (
         "source: a\ntargets: [{}, {precision: fp61}]",
-        "targets.1.precision fp61: known are fp32, fp16; did you mean fp16?",
+        "targets.1.precision fp61: known are fp32, fp16, int8; did you mean fp16?",
     ),
     "misspelt head": ("source: a\nhead: one2man", "head one2man: known are auto, one2many"),
     "no source": ("opset: 17", "source: it is missing; add source:"),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import nms_free_onnx, ultralytics_onnx, yolov5_onnx, yolox_onnx
+from tiny_models import nms_free_onnx, pictures, ultralytics_onnx, yolov5_onnx, yolox_onnx
 
 from boxwright import catalog
+from boxwright.calibrate import calibrate
 from boxwright.graph.end2end import add_end2end
 from boxwright.graph.io import bytes_from_model
 from boxwright.graph.precision import fp16_from_fp32
-from boxwright.sample import onnx_file
+from boxwright.graph.quantize import int8_from_fp32
+from boxwright.sample import generate_page, onnx_file
 from boxwright.sources import RawModel, SourceRequest
 from boxwright.types import NmsSettings, Target
 
@@ -58,6 +60,18 @@ def test_raw_graphs_build(tmp_path, family, precision):
     model = raw_model(tmp_path, family).model
     if precision == "fp16":
         model = fp16_from_fp32(model)
+    assert build(bytes_from_model(model, family)) > 0
+
+
+@pytest.mark.parametrize("family", _MAKERS)
+def test_int8_graphs_build_raw_and_end2end(tmp_path, family):
+    raw = raw_model(tmp_path, family)
+    images = [generate_page(30_000).image] if family == "sample" else pictures(2)
+    calibration = calibrate(raw.model, raw.spec, images, "tensorrt")
+    model = int8_from_fp32(raw.model, calibration.ranges, "tensorrt")
+    assert build(bytes_from_model(model, family)) > 0
+    target = Target("int8", "end2end", "portable", deployment="tensorrt")
+    model = add_end2end(model, raw.spec, NmsSettings(), target)
     assert build(bytes_from_model(model, family)) > 0
 
 

@@ -11,16 +11,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from boxwright.datasets import Dataset, open_dataset
     from boxwright.detector import Detector
     from boxwright.errors import BoxwrightError
     from boxwright.loading import load
     from boxwright.pipeline import run
     from boxwright.recipe import Recipe, recipe_from_file
     from boxwright.types import (
+        Accuracy,
         Artifact,
         Check,
         Detections,
         HeadLayout,
+        Latency,
         ModelSpec,
         NmsSettings,
         Parity,
@@ -32,12 +35,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accuracy",
     "Artifact",
     "BoxwrightError",
     "Check",
+    "Dataset",
     "Detections",
     "Detector",
     "HeadLayout",
+    "Latency",
     "ModelSpec",
     "NmsSettings",
     "Parity",
@@ -47,15 +53,18 @@ __all__ = [
     "Target",
     "__version__",
     "load",
+    "open_dataset",
     "recipe_from_file",
     "run",
 ]
 
 _HOME = {
     "BoxwrightError": "errors",
+    "Dataset": "datasets",
     "Detector": "detector",
     "Recipe": "recipe",
     "load": "loading",
+    "open_dataset": "datasets",
     "recipe_from_file": "recipe",
     "run": "pipeline",
 }

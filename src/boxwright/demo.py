@@ -17,11 +17,13 @@ from boxwright.types import FloatArray
 
 if TYPE_CHECKING:
     from boxwright.recipe import Recipe
+    from boxwright.sample.pages_on_disk import LabelledPage
 
 __all__ = ["DemoResult", "Found", "run_demo", "summary_text"]
 
 _MARK = ".boxwright-demo"
 HELD_OUT_END = 100_000  # pages with seeds below it were never trained on
+CALIBRATION_SEEDS = range(30_000, 30_016)  # never trained on, never measured on
 _IOU = 0.5  # least overlap at which a box counts as found, as in mAP50
 
 
@@ -94,7 +96,7 @@ def run_demo(
     """
     from boxwright.pipeline import run
     from boxwright.sample import checkpoint_file, onnx_file
-    from boxwright.sample.pages_on_disk import coco_bytes, png_bytes, sample_pages
+    from boxwright.sample.pages_on_disk import coco_bytes, sample_pages
     from boxwright.store import write_atomic
 
     listener = listener or Listener()
@@ -111,16 +113,12 @@ def run_demo(
 
     listener.note(f"generate {pages} pages (seeds {seed} to {seed + pages - 1})")
     labelled = sample_pages(range(seed, seed + pages))
-    wanted = [folder / "pages" / p.name for p in labelled]
-    _empty(folder / "pages", keep=wanted, suffix=".png")
-    for path, page in zip(wanted, labelled, strict=True):
-        data = png_bytes(page.page)
-        if not path.is_file() or path.read_bytes() != data:
-            write_atomic(path, data)
+    wanted = _write_pages(folder / "pages", labelled)
+    calibration = _write_pages(folder / "calibration", sample_pages(CALIBRATION_SEEDS))
     write_atomic(folder / "pages" / "truth.json", coco_bytes(labelled))
     lap("generate")
     source = checkpoint_file() if from_torch else onnx_file()
-    outcome = run(_recipe(str(source), wanted, threads), folder, listener=listener)
+    outcome = run(_recipe(str(source), wanted, calibration, threads), folder, listener=listener)
     lap("export and verify")
     file = next(r.path for r in outcome.rows if r.path.name.endswith(".fp32.end2end.onnx"))
     listener.note(f"detect with {file.name}")
@@ -135,11 +133,19 @@ def run_demo(
 def _check(pages: int, seed: int) -> None:
     if pages < 1:
         raise RequestError(f"--pages {pages}", "it is not a positive number", "use e.g. 6")
-    if seed < 0 or seed + pages > HELD_OUT_END:
+    last = seed + pages - 1
+    if seed < 0 or last >= HELD_OUT_END:
         raise RequestError(
             f"--seed {seed}",
             f"only pages 0 to {HELD_OUT_END - 1} were never trained on",
             "choose a smaller one",
+        )
+    if seed < CALIBRATION_SEEDS.stop and last >= CALIBRATION_SEEDS.start:
+        raise RequestError(
+            f"--seed {seed}",
+            f"pages {CALIBRATION_SEEDS.start} to {CALIBRATION_SEEDS.stop - 1} calibrate INT8, and "
+            "what calibrates is not measured",
+            "choose another",
         )
 
 
@@ -153,7 +159,7 @@ def _claim(folder: Path) -> None:
     try:
         if folder.is_dir() and any(folder.iterdir()) and not mark.is_file():
             raise StoreError(str(folder), "it is not empty", "name another folder with --out")
-        for part in ("pages", "drawn"):
+        for part in ("pages", "calibration", "drawn"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         mark.write_text("This folder was made by `boxwright demo`.\n", encoding="utf-8")
     except OSError as error:
@@ -163,6 +169,20 @@ def _claim(folder: Path) -> None:
         ) from None
 
 
+def _write_pages(folder: Path, pages: list[LabelledPage]) -> list[Path]:
+    """Write pages as PNG files, those that differ alone; remove an earlier demo's others."""
+    from boxwright.sample.pages_on_disk import png_bytes
+    from boxwright.store import write_atomic
+
+    wanted = [folder / p.name for p in pages]
+    _empty(folder, keep=wanted, suffix=".png")
+    for path, page in zip(wanted, pages, strict=True):
+        data = png_bytes(page.page)
+        if not path.is_file() or path.read_bytes() != data:
+            write_atomic(path, data)
+    return wanted
+
+
 def _empty(folder: Path, keep: Sequence[Path], suffix: str) -> None:
     """Remove the pages of an earlier demo that are not asked for now."""
     for path in folder.glob(f"page_*{suffix}"):
@@ -170,16 +190,24 @@ def _empty(folder: Path, keep: Sequence[Path], suffix: str) -> None:
             path.unlink()
 
 
-def _recipe(source: str, pictures: list[Path], threads: int | None) -> Recipe:
+def _recipe(
+    source: str, pictures: list[Path], calibration: list[Path], threads: int | None
+) -> Recipe:
     from boxwright.recipe import recipe_from_mapping
 
     targets = [
         {"precision": precision, "outputs": outputs}
-        for precision in ("fp32", "fp16")
+        for precision in ("fp32", "fp16", "int8")
         for outputs in ("raw", "end2end")
     ]
-    data = {"source": source, "targets": targets, "images": [str(p) for p in pictures]}
-    return recipe_from_mapping({**data, "threads": threads}, "demo")
+    data = {
+        "source": source,
+        "targets": targets,
+        "images": [str(p) for p in pictures],
+        "calibration": {"images": [str(p) for p in calibration]},
+        "threads": threads,
+    }
+    return recipe_from_mapping(data, "demo")
 
 
 def _detect(
@@ -238,7 +266,8 @@ def summary_text(result: DemoResult) -> str:
         "Next, with a checkpoint of your own:",
         "",
         '    pip install "boxwright[export]"     # reads .pt files; detecting does not need it',
-        "    boxwright run yours.pt --precision fp32,fp16 --outputs raw,end2end --images pictures/",
+        "    boxwright run yours.pt --precision fp32,fp16,int8 --outputs raw,end2end \\",
+        "        --images pictures/ --calib-images other-pictures/",
         "    boxwright predict runs/yours/yours.fp32.end2end.onnx pictures/ --out drawn/",
     ]
     return "\n".join(lines) + "\n"

@@ -194,13 +194,12 @@ class Detector:
         places = [prepare(im, size, rules, batch[i]) for i, im in enumerate(images)]
         return batch, places
 
-    def infer(
+    def feed(
         self, batch: FloatArray, settings: NmsSettings | None = None
     ) -> dict[str, npt.NDArray[Any]]:
-        """Run the network on a prepared batch.
+        """Return what the runtime is fed: the batch in the graph's dtype, and its thresholds.
 
-        Raises:
-            BackendError: The runtime fails.
+        A batch that has the dtype already is passed on as it is, without a copy.
         """
         feed: dict[str, npt.NDArray[Any]] = {
             self._input_name: batch.astype(self._input_dtype, copy=False)
@@ -209,7 +208,17 @@ class Detector:
             for name in ("score_threshold", "iou_threshold"):
                 if name in self._optional:
                     feed[name] = np.array([getattr(settings, name)], np.float32)
-        return self._backend.infer(feed)
+        return feed
+
+    def infer(
+        self, batch: FloatArray, settings: NmsSettings | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run the network on a prepared batch.
+
+        Raises:
+            BackendError: The runtime fails.
+        """
+        return self._backend.infer(self.feed(batch, settings))
 
     def postprocess(
         self,
@@ -280,6 +289,11 @@ class Detector:
                 f"it did not settle and all {limit} places are taken, so boxes may be missing",
                 "export with a larger --nms-iterations or --keep-topk",
             )
+
+    @property
+    def backend(self) -> Backend:
+        """The runtime that the file is open in."""
+        return self._backend
 
     @property
     def fixed_batch(self) -> int | None:

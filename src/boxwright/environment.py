@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-__all__ = ["describe_environment", "package_versions"]
+from boxwright.machine import (
+    gpu_facts,
+    machine_conditions,
+    machine_facts,
+    processor_name,
+    usable_cores,
+)
+
+__all__ = ["describe_environment", "describe_machine", "package_versions"]
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxslim", "opencv-python-headless")
 
@@ -24,22 +30,17 @@ def package_versions(names: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
 
 
 def describe_environment() -> dict[str, str]:
-    """Return operating system, processor, usable cores, Python and library versions."""
+    """Return operating system, processor, cores, memory, Python and library versions."""
     return {
         "system": platform.platform(),
-        "processor": _processor(),
-        "cores": str(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ),
+        "processor": processor_name(),
+        "cores": str(usable_cores()),
+        **machine_facts(),
         "python": platform.python_version(),
         **package_versions((*_PACKAGES, "openvino", "torch", "ultralytics")),
     }
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def describe_machine() -> dict[str, str]:
+    """Return `describe_environment`, the GPUs, and what changes: load average and clock."""
+    return {**describe_environment(), **gpu_facts(), **machine_conditions()}

@@ -48,6 +48,7 @@ class Job:
         store: Store,
         pictures: list[Path],
         parity_keys: dict[str, str],
+        calibration: list[Path],
         listener: Listener,
     ) -> None:
         self.recipe = recipe
@@ -56,6 +57,7 @@ class Job:
         self.store = store
         self.pictures: list[Path | Image] = list(pictures)
         self.parity_keys = parity_keys
+        self.calibration = calibration
         self.listener = listener
         self.rows: list[Row] = []
         self._reference: Detector | None = None
@@ -153,6 +155,13 @@ class Job:
             from boxwright.graph.precision import fp16_from_fp32
 
             return fp16_from_fp32(parent), spec, None
+        if step.kind == "int8":
+            from boxwright.quantization import quantised
+
+            model = quantised(
+                parent, spec, self.calibration, self.recipe, step.target.deployment, self.listener
+            )
+            return model, spec, None
         from boxwright.graph.end2end import add_end2end
 
         nms = self.recipe.nms_settings(spec.score_threshold, spec.iou_threshold)

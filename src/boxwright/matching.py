@@ -53,6 +53,7 @@ class Matches:
             score, or at its very IoU threshold: each side holds a box that the other proposed.
         min_iou: Smallest IoU of a pair, ties left out; 1.0 without pairs.
         max_score_gap: Largest difference of scores in a pair, ties left out; 0.0 without pairs.
+        iou_sum, score_gap_sum, counted: Over the pairs that are no ties, for their means.
     """
 
     pairs: int
@@ -61,6 +62,9 @@ class Matches:
     ties: int
     min_iou: float
     max_score_gap: float
+    iou_sum: float = 0.0
+    score_gap_sum: float = 0.0
+    counted: int = 0
 
 
 def match_detections(
@@ -128,6 +132,9 @@ def match_detections(
         ties=ties,
         min_iou=float(ious.min(initial=1.0)),
         max_score_gap=float(gaps.max(initial=0.0)),
+        iou_sum=float(ious.sum()),
+        score_gap_sum=float(gaps.sum()),
+        counted=len(ious),
     )
 
 

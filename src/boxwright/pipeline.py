@@ -62,7 +62,8 @@ def run(
         return Outcome(None, downloaded=fetch(recipe.source, models))
     pictures = _pictures(recipe)
     resolved = resolve(recipe, models, fetch)
-    plan = make_plan(recipe, resolved, out)
+    calibration = _calibration_files(recipe)
+    plan = make_plan(recipe, resolved, out, calibration)
     keys = _parity_keys(plan, recipe, pictures) if recipe.verify else {}
     if dry_run:
         seen = Store.peek(plan.folder)
@@ -72,7 +73,7 @@ def run(
         decided = decide(plan, store, force=force_convert, parity_keys=keys)
         if any(step.action != "skip" for step in decided.steps):
             _check_pictures(pictures)
-        job = Job(recipe, resolved, decided, store, pictures, keys, listener)
+        job = Job(recipe, resolved, decided, store, pictures, keys, calibration, listener)
         try:
             job.make_all()
         finally:
@@ -92,17 +93,45 @@ def _check_request(recipe: Recipe) -> None:
             check_nms_request(False, target, settings)
 
 
+def _calibration_files(recipe: Recipe) -> list[Path]:
+    """Return the pictures to calibrate on, or the cache in their place; none without INT8.
+
+    Raises:
+        RequestError: INT8 is asked for and neither is given, or they are given for nothing.
+    """
+    options = recipe.calibration
+    if not any(t.precision == "int8" for t in recipe.targets):
+        if options.images or options.cache:
+            raise RequestError("--calib-images", "no INT8 file is asked for", "add int8")
+        return []
+    if options.cache and Path(options.cache).is_file():
+        return [Path(options.cache)]
+    if not options.images:
+        raise RequestError(
+            "--precision int8",
+            "it needs pictures like those that it will see, to calibrate on",
+            "give --calib-images with 100 to 500 of them",
+        )
+    from boxwright.images import expand_paths
+
+    return _evenly(expand_paths(options.images), options.count)
+
+
+def _evenly(paths: list[Path], count: int) -> list[Path]:
+    """Return at most so many of some paths, evenly spaced."""
+    if len(paths) <= count:
+        return paths
+    step = len(paths) / count
+    return [paths[int(i * step)] for i in range(count)]
+
+
 def _pictures(recipe: Recipe) -> list[Path]:
     """Return the pictures to verify on, at most `max_images`, evenly spaced."""
     if not recipe.verify or not recipe.images:
         return []
     from boxwright.images import expand_paths
 
-    found = expand_paths(recipe.images)
-    if len(found) <= recipe.max_images:
-        return found
-    step = len(found) / recipe.max_images
-    return [found[int(i * step)] for i in range(recipe.max_images)]
+    return _evenly(expand_paths(recipe.images), recipe.max_images)
 
 
 def _check_pictures(pictures: list[Path]) -> None:

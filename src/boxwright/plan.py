@@ -15,12 +15,12 @@ from boxwright.errors import StoreError
 from boxwright.recipe import Recipe
 from boxwright.resolve import Resolved
 from boxwright.store import Store, changed_settings, sha256_of_file
-from boxwright.types import DEFAULT_OPSET, Parity, Precision, Target
+from boxwright.types import DEFAULT_OPSET, Parity, Target
 
 __all__ = ["Action", "Plan", "Step", "hash_of", "make_plan"]
 
 Action = Literal["make", "verify", "skip"]
-Kind = Literal["export", "fp16", "end2end"]
+Kind = Literal["export", "fp16", "int8", "end2end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Step:
 
     Attributes:
         file: Its name in the run directory.
-        kind: Export from the source, conversion to FP16, or decode and NMS added.
+        kind: Export from the source, conversion to FP16 or INT8, or decode and NMS added.
         target: What it is.
         parent: File that it is made from, or "" for the source.
         key: Hash of everything that its content depends on.
@@ -73,8 +73,17 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make_plan(recipe: Recipe, resolved: Resolved, out: Path) -> Plan:
-    """Lay out the steps for a recipe, parents first, without looking at the run directory."""
+def make_plan(
+    recipe: Recipe, resolved: Resolved, out: Path, calibration: Sequence[Path] = ()
+) -> Plan:
+    """Lay out the steps for a recipe, parents first, without looking at the run directory.
+
+    Args:
+        recipe: What is asked for.
+        resolved: The source.
+        out: Parent of the run directory.
+        calibration: Pictures, or the one cache file, that INT8 files depend on.
+    """
     request = resolved.request
     files = {p.name: sha256_of_file(p) for p in resolved.source.inputs(request)}
     source_hash = hash_of(files or {"configuration": request.path.name})
@@ -104,23 +113,38 @@ def make_plan(recipe: Recipe, resolved: Resolved, out: Path) -> Plan:
         return file
 
     precisions = list(dict.fromkeys(t.precision for t in wanted.values()))
-    raw: dict[Precision, str] = {}
+    raw: dict[str, str] = {}
     base = Target(batch=request.batch, opset=request.opset or DEFAULT_OPSET)
     raw["fp32"] = add("export", base, "", base_settings)
     if "fp16" in precisions:
         half = dataclasses.replace(base, precision="fp16")
         raw["fp16"] = add("fp16", half, raw["fp32"], {"precision": "fp16"})
     for target in wanted.values():
-        if target.outputs == "end2end":
+        if target.precision == "int8" and _body(target) not in raw:
+            integer = dataclasses.replace(base, precision="int8", deployment=target.deployment)
             settings = {
+                "precision": "int8",
+                "deployment": target.deployment,
+                "method": recipe.calibration.method,
+                "calibration": hash_of([sha256_of_file(p) for p in calibration])[:16],
+            }
+            raw[_body(target)] = add("int8", integer, raw["fp32"], settings)
+    for target in wanted.values():
+        if target.outputs == "end2end":
+            baked: dict[str, Any] = {
                 "nms": target.nms,
                 "dynamic_thresholds": target.dynamic_thresholds,
                 **{k: v for k, v in recipe.nms.model_dump().items() if k != "iterations"},
             }
             if target.nms == "portable":
-                settings["iterations"] = target.nms_iterations
-            add("end2end", target, raw[target.precision], settings)
+                baked["iterations"] = target.nms_iterations
+            add("end2end", target, raw[_body(target)], baked)
     return Plan(out / request.name, source_hash, files, tuple(steps.values()))
+
+
+def _body(target: Target) -> str:
+    """Return what tells the raw graphs apart that end-to-end files are made from."""
+    return f"int8.{target.deployment}" if target.precision == "int8" else target.precision
 
 
 def decide(plan: Plan, store: Store, *, force: bool, parity_keys: Mapping[str, str]) -> Plan:

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from boxwright.errors import RequestError, nearest_name
 from boxwright.types import DEFAULT_OPSET, NmsSettings, Target
 
-__all__ = ["NmsOptions", "Recipe", "TargetOptions", "recipe_from_file", "recipe_from_mapping"]
+__all__ = [
+    "CalibrationOptions",
+    "NmsOptions",
+    "Recipe",
+    "TargetOptions",
+    "recipe_from_file",
+    "recipe_from_mapping",
+]
 
 OPSETS = range(11, 23)
 _LONGEST_NAME_BYTES = 180  # file systems take 255, with our suffixes and temporary names
@@ -39,9 +46,10 @@ class _Strict(BaseModel):
 class TargetOptions(_Strict):
     """One file to make."""
 
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     outputs: Literal["raw", "end2end"] = "raw"
     nms: Literal["onnx", "efficient_nms", "portable"] = "onnx"
+    deployment: Literal["cpu", "tensorrt"] = "cpu"
 
 
 class NmsOptions(_Strict):
@@ -57,6 +65,21 @@ class NmsOptions(_Strict):
     iterations: WholeNumber = Field(16, ge=2, le=256)
 
 
+class CalibrationOptions(_Strict):
+    """Of INT8 files: the pictures that say which values the tensors take."""
+
+    images: tuple[str, ...] = ()
+    count: WholeNumber = Field(256, ge=1, le=100_000)
+    batch: WholeNumber = Field(1, ge=1, le=1024)
+    method: Literal["minmax", "percentile", "entropy"] = "minmax"
+    cache: str | None = None
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _images_as_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class Recipe(_Strict):
     """Everything that a run is asked for.
 
@@ -66,6 +89,7 @@ class Recipe(_Strict):
         name: File-name stem; the source's own by default.
         targets: Files to make.
         nms: Settings of the NMS inside end-to-end files.
+        calibration: Of INT8 files.
         image_size: Network input, one side or (height, width) in pixels.
         batch: Fixed number of pictures; `dynamic` by default.
         opset: ONNX operator set; by default 17, or what a raw ONNX has if that is newer.
@@ -85,6 +109,7 @@ class Recipe(_Strict):
     name: str | None = None
     targets: tuple[TargetOptions, ...] = (TargetOptions(),)
     nms: NmsOptions = NmsOptions()
+    calibration: CalibrationOptions = CalibrationOptions()
     image_size: tuple[WholeNumber, WholeNumber] | None = None
     batch: WholeNumber | None = None
     opset: WholeNumber | None = None
@@ -171,6 +196,7 @@ class Recipe(_Strict):
                 opset=self.opset or DEFAULT_OPSET,
                 dynamic_thresholds=self.nms.dynamic_thresholds and t.outputs == "end2end",
                 nms_iterations=self.nms.iterations,
+                deployment=t.deployment if t.precision == "int8" else "cpu",
             )
             for t in self.targets
         ]
@@ -242,6 +268,8 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
         model = TargetOptions
     elif location[0] == "nms" and len(location) > 1:
         model = NmsOptions
+    elif location[0] == "calibration" and len(location) > 1:
+        model = CalibrationOptions
     return list(model.model_fields)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +20,24 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
+    "SPANS",
+    "Accuracy",
     "Artifact",
     "Check",
+    "ClassAccuracy",
     "Detections",
     "FloatArray",
     "GraphSignature",
     "HeadLayout",
     "Image",
     "IntArray",
+    "Latency",
     "ModelSpec",
     "NmsSettings",
     "Parity",
     "Preprocess",
     "Report",
+    "Span",
     "Target",
     "TensorInfo",
 ]
@@ -45,10 +50,17 @@ DEFAULT_OPSET = 17  # every supported TensorRT and OpenVINO reads it
 
 Resize: TypeAlias = Literal["letterbox", "letterbox_top_left", "stretch"]
 Color: TypeAlias = Literal["rgb", "bgr"]
-Precision: TypeAlias = Literal["fp32", "fp16"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Deployment: TypeAlias = Literal["cpu", "tensorrt"]
 OutputKind: TypeAlias = Literal["raw", "end2end"]
 NmsForm: TypeAlias = Literal["onnx", "efficient_nms", "portable"]
 TaskName: TypeAlias = Literal["detect"]
+Span: TypeAlias = Literal[
+    "read", "preprocess", "copy_in", "infer", "copy_out", "postprocess", "total"
+]
+SPANS: tuple[Span, ...] = (
+    "read", "preprocess", "copy_in", "infer", "copy_out", "postprocess", "total",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +247,7 @@ class Target:
         opset: ONNX operator set.
         dynamic_thresholds: The two thresholds are optional inputs of the graph.
         nms_iterations: Unrolled steps of the portable NMS.
+        deployment: Where an INT8 file shall run; other precisions run anywhere.
     """
 
     precision: Precision = "fp32"
@@ -244,6 +257,7 @@ class Target:
     opset: int = DEFAULT_OPSET
     dynamic_thresholds: bool = False
     nms_iterations: int = 16
+    deployment: Deployment = "cpu"
 
     @property
     def suffix(self) -> str:
@@ -251,8 +265,12 @@ class Target:
 
         >>> Target().suffix, Target("fp16", "end2end", "portable", batch=8).suffix
         ('fp32', 'fp16.end2end.portable.b8')
+        >>> Target("int8").suffix, Target("int8", deployment="tensorrt").suffix
+        ('int8', 'int8.tensorrt')
         """
         parts: list[str] = [self.precision]
+        if self.precision == "int8" and self.deployment != "cpu":
+            parts.append(self.deployment)
         if self.outputs == "end2end":
             parts.append("end2end")
             if self.nms != "onnx":
@@ -381,6 +399,167 @@ class Parity:
         """Read what `as_dict` wrote."""
         values = dict(data)
         values["checks"] = tuple(Check(**c) for c in values["checks"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long one span of a call took, every time; percentiles are derived from the samples.
+
+    A percentile lies between two samples by linear interpolation: of n sorted samples, percentile
+    q is at position (n - 1) * q / 100, counted from 0.
+
+    Attributes:
+        span: What was timed.
+        batch: Pictures in one call.
+        samples_ms: Of each call, in the order in which they ran; never empty.
+
+    >>> timed = Latency("total", 1, (4.0, 1.0, 2.0, 3.0))
+    >>> timed.p50, timed.percentile(100), timed.mean
+    (2.5, 4.0, 2.5)
+    """
+
+    span: Span
+    batch: int
+    samples_ms: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.samples_ms:
+            raise ValueError(f"latency of {self.span}: there are no samples")
+
+    def percentile(self, q: float) -> float:
+        """Return percentile `q` (0..100) in ms, by linear interpolation."""
+        return float(np.percentile(self.samples_ms, q))
+
+    @property
+    def p50(self) -> float:
+        """The median, in ms."""
+        return self.percentile(50)
+
+    @property
+    def p95(self) -> float:
+        """95 % of the calls took no longer, in ms."""
+        return self.percentile(95)
+
+    @property
+    def p99(self) -> float:
+        """99 % of the calls took no longer, in ms; of under 100 samples nearly the maximum."""
+        return self.percentile(99)
+
+    @property
+    def mean(self) -> float:
+        """The arithmetic mean, in ms."""
+        return float(np.mean(self.samples_ms))
+
+    @property
+    def std(self) -> float:
+        """The sample standard deviation (n - 1), in ms; 0 for a single sample."""
+        return float(np.std(self.samples_ms, ddof=1)) if len(self.samples_ms) > 1 else 0.0
+
+    @property
+    def min(self) -> float:
+        """The shortest call, in ms."""
+        return float(np.min(self.samples_ms))
+
+    @property
+    def max(self) -> float:
+        """The longest call, in ms."""
+        return float(np.max(self.samples_ms))
+
+    @property
+    def cv_percent(self) -> float:
+        """The coefficient of variation: standard deviation as a percentage of the mean."""
+        mean = self.mean
+        return 100.0 * self.std / mean if mean > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types: the samples, and beside them what is derived from them."""
+        derived = ("p50", "p95", "p99", "mean", "std", "min", "max")
+        return {
+            **_fields(self),
+            **{f"{name}_ms": round(getattr(self, name), 4) for name in derived},
+            "cv_percent": round(self.cv_percent, 3),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Latency:
+        """Read what `as_dict` wrote; the derived numbers are derived again."""
+        return cls(data["span"], int(data["batch"]), tuple(float(v) for v in data["samples_ms"]))
+
+
+class ClassAccuracy(NamedTuple):
+    """How well objects of one class are found; a class without objects has none."""
+
+    ap50_95: float
+    ap50: float
+    objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How well a file detects on a data set.
+
+    Average precisions (AP) are COCO's: 101 recall points, IoU 0.5 to 0.95 in steps of 0.05, and the
+    mean over the classes that the data set shows. They are measured at the `evaluation` settings;
+    precision, recall and F1 at the `operating` ones, at IoU 0.5, over all classes together. All lie
+    in 0..1; None where there is nothing to divide by.
+
+    Attributes:
+        candidate: Name of the file.
+        runs_on: Runtime, device and threads, in words.
+        dataset, fingerprint: Name of the data set, and SHA-256 of its names and labels.
+        pictures, objects: What was measured on; objects without the crowd regions.
+        map50_95, map50, map75: Mean AP.
+        map_small, map_medium, map_large: Mean AP of objects under 32 x 32, under 96 x 96, and of
+            larger ones, in pixels of the picture.
+        per_class: By class name.
+        precision, recall, f1: At the operating settings.
+        operating: The file's own thresholds.
+        evaluation: What the curve was measured with; `keep_topk` is the most detections of a
+            picture, and of a class in it, that count.
+        pr_curve: Precision at recall 0, 0.01, ... 1 and IoU 0.5, by class name, and of `all`.
+        warnings: What makes the figures lower or less comparable than they look.
+        problems: How often something was wrong with the data, by what.
+        environment: Libraries and machine.
+    """
+
+    candidate: str
+    runs_on: str
+    dataset: str
+    fingerprint: str
+    pictures: int
+    objects: int
+    map50_95: float | None
+    map50: float | None
+    map75: float | None
+    map_small: float | None
+    map_medium: float | None
+    map_large: float | None
+    per_class: Mapping[str, ClassAccuracy]
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    operating: NmsSettings
+    evaluation: NmsSettings
+    pr_curve: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    problems: Mapping[str, int] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        per_class = {name: value._asdict() for name, value in self.per_class.items()}
+        return {**_fields(self), "per_class": per_class}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Accuracy:
+        """Read what `as_dict` wrote; unknown keys raise `TypeError`."""
+        values = dict(data)
+        for key in ("operating", "evaluation"):
+            values[key] = NmsSettings.from_dict(values[key])
+        values["per_class"] = {n: ClassAccuracy(**v) for n, v in values["per_class"].items()}
+        values["pr_curve"] = {n: tuple(v) for n, v in values["pr_curve"].items()}
+        values["warnings"] = tuple(values["warnings"])
         return cls(**values)
 
 

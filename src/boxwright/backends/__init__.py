@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 from boxwright.types import TensorInfo
 
-__all__ = ["Backend", "BackendKind", "BackendOptions", "Feed"]
+__all__ = ["Backend", "BackendKind", "BackendOptions", "Feed", "Queueing", "StepTimes", "Stepwise"]
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -25,11 +25,13 @@ class BackendOptions:
         device: `auto` takes a GPU when the runtime has one; `cpu` and `cuda` insist.
         spin: Idle threads keep polling, which saves latency and burns a core; several models that
             run in turn slow each other down with it.
+        streams: Inferences that a `Queueing` runtime keeps in flight at once; others ignore it.
     """
 
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     spin: bool = True
+    streams: int = 1
 
 
 class Backend(Protocol):
@@ -63,6 +65,55 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free what the runtime holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """What the parts of one inference took, in milliseconds.
+
+    Attributes:
+        copy_in_ms: Feed to the device; 0 where the runtime reads the feed in place.
+        infer_ms: The network.
+        copy_out_ms: Outputs to the host; 0 where they are handed over as they are.
+    """
+
+    copy_in_ms: float
+    infer_ms: float
+    copy_out_ms: float
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A backend that can tell copying from computing."""
+
+    def infer_in_steps(self, feed: Feed) -> tuple[dict[str, npt.NDArray[Any]], StepTimes]:
+        """Run once as `infer` does, and say what its parts took.
+
+        Raises:
+            BackendError: The runtime refuses the feed or fails.
+        """
+        ...
+
+
+@runtime_checkable
+class Queueing(Protocol):
+    """A backend with a queue of its own that keeps several inferences in flight."""
+
+    def infer_queued(self, feed: Feed, go_on: Callable[[], bool]) -> list[tuple[float, float]]:
+        """Run the same feed over and over, `BackendOptions.streams` at once.
+
+        Args:
+            feed: Of every inference.
+            go_on: Asked before each is submitted; False ends it.
+
+        Returns:
+            Of each inference, when it was submitted and when it was done, in seconds of
+            `time.perf_counter`.
+
+        Raises:
+            BackendError: The runtime refuses the feed or fails.
+        """
         ...
 
 

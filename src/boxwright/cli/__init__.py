@@ -25,6 +25,8 @@ _VERBS = {
     "export": "Checkpoint or raw ONNX to ONNX variants, without verification.",
     "fetch": "Download checkpoints, checked and resumable.",
     "verify": "Parity of two files: tensors and detections.",
+    "benchmark": "Latency, throughput and memory of files, in turns.",
+    "evaluate": "mAP, precision and recall on labelled pictures.",
     "predict": "Detect in pictures, folders, globs and videos.",
     "inspect": "Say what a file is.",
     "clean": "Remove built files; keep recipes and reports.",

@@ -93,6 +93,13 @@ def _verdict(row: Row) -> str:
     return "ok (tensors only)" if compared else "ok (only runs)"
 
 
+def _overlap_cell(check: Check | None) -> str:
+    """The worst pair's IoU; of INT8, whose limit is one of the mean, the mean."""
+    if check is None:
+        return "-"
+    return f"{'mean ' if check.note.startswith('mean') else ''}{1 - check.measured:.4f}"
+
+
 def print_outcome(outcome: Outcome) -> None:
     """Print the summary table of a run."""
     table = Table(title=f"{outcome.folder}", title_justify="left")
@@ -114,7 +121,7 @@ def print_outcome(outcome: Outcome) -> None:
             _cell(parity, "raw boxes, px"),
             _cell(parity, "raw scores"),
             matched,
-            f"{1 - overlap.measured:.4f}" if overlap else "-",
+            _overlap_cell(overlap),
         )
     console = Console(highlight=False)
     if not console.is_terminal:

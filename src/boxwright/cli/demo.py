@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Show the whole of Boxwright at work, offline.
 
-    Generates comic-like pages, exports the embedded text detector as FP32 and FP16, raw and
+    Generates comic-like pages, exports the embedded text detector as FP32, FP16 and INT8, raw and
     end-to-end ONNX, proves each file against its source, detects with one of them, and draws what
     it found. Needs no network, no torch and no GPU.
     """

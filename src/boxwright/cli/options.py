@@ -22,7 +22,8 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 _WHOLE_NUMBER = re.compile("[0-9]{1,9}")
-_PRECISIONS = ("fp32", "fp16")
+_PRECISIONS = ("fp32", "fp16", "int8")
+_DEPLOYMENTS = ("cpu", "tensorrt")
 _OUTPUTS = ("raw", "end2end")
 _NMS = ("onnx", "efficient_nms", "portable")
 
@@ -66,7 +67,7 @@ def conversion_options(function: F) -> F:
     """Add the options that say what to make."""
     options = [
         click.option(
-            "--precision", metavar="LIST", help="fp32, fp16; a comma list. Default: fp32."
+            "--precision", metavar="LIST", help="fp32, fp16, int8; a comma list. Default: fp32."
         ),
         click.option("--outputs", metavar="LIST", help="raw, end2end; a comma list. Default: raw."),
         click.option("--model-only", is_flag=True, help="The raw head alone: --outputs raw."),
@@ -74,6 +75,27 @@ def conversion_options(function: F) -> F:
             "--nms",
             metavar="LIST",
             help="NMS of end-to-end files: onnx, efficient_nms, portable; a comma list.",
+        ),
+        click.option(
+            "--deploy",
+            metavar="LIST",
+            help="Where INT8 files shall run: cpu (the default), tensorrt; a comma list.",
+        ),
+        click.option(
+            "--calib-images",
+            multiple=True,
+            metavar="PATH",
+            help="Pictures to calibrate INT8 on: files, folders, globs.",
+        ),
+        click.option("--calib-count", type=int, help="At most so many of them. Default: 256."),
+        click.option("--calib-batch", type=int, help="Pictures of one run. Default: 1."),
+        click.option(
+            "--calib-method", metavar="WORD", help="minmax (the default), percentile, entropy."
+        ),
+        click.option(
+            "--calib-cache",
+            metavar="FILE",
+            help="Calibration to read in the place of pictures; written when it is not there.",
         ),
         click.option("--batch", metavar="N", help="Fixed batch, or dynamic (the default)."),
         click.option(
@@ -175,10 +197,11 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
             f"--nms {options['nms']}", "no end-to-end file is asked for", "add --outputs end2end"
         )
     targets: list[dict[str, str]] = []
-    for precision in precisions:
+    for precision, deployment in _bodies(precisions, options["deploy"]):
         for output in outputs:
             for form in forms if output == "end2end" else ["onnx"]:
-                targets.append({"precision": precision, "outputs": output, "nms": form})
+                target = {"precision": precision, "outputs": output, "nms": form}
+                targets.append({**target, "deployment": deployment})
     nms_keys = {
         "score_threshold": "score_threshold",
         "iou_threshold": "iou_threshold",
@@ -203,6 +226,7 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
         "source": source,
         "targets": targets,
         "nms": nms,
+        "calibration": _calibration(options),
         "simplify": not options["no_simplify"],
         "trust_checkpoint": options["trust_checkpoint"],
     }
@@ -218,6 +242,32 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
     if options["image_size"] is not None:
         data["image_size"] = image_size_from_text(options["image_size"])
     return data
+
+
+def _bodies(precisions: list[str], deploy: str | None) -> list[tuple[str, str]]:
+    """Return (precision, deployment) of each body that is asked for.
+
+    Raises:
+        RequestError: A deployment is unknown, or named without INT8.
+    """
+    if deploy and "int8" not in precisions:
+        raise RequestError(
+            f"--deploy {deploy}", "no INT8 file is asked for", "add --precision int8"
+        )
+    places = words_from_text("--deploy", deploy or "cpu", _DEPLOYMENTS)
+    return [(p, d) for p in precisions for d in (places if p == "int8" else ["cpu"])]
+
+
+def _calibration(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a recipe's calibration that were given."""
+    names = {"count": "calib_count", "batch": "calib_batch", "cache": "calib_cache"}
+    found = {key: options[name] for key, name in names.items() if options[name] is not None}
+    if options["calib_method"] is not None:
+        known = ("minmax", "percentile", "entropy")
+        found["method"] = words_from_text("--calib-method", options["calib_method"], known)[0]
+    if options["calib_images"]:
+        found["images"] = list(options["calib_images"])
+    return found
 
 
 def _batch_from_text(text: str) -> int | str:

@@ -42,7 +42,7 @@ def command(reference: Path, candidate: Path, **options: Any) -> int:
     from boxwright.proof import prove_file
 
     word = options["precision"]
-    precision = words_from_text("--precision", word, ("fp32", "fp16"))[0] if word else None
+    precision = words_from_text("--precision", word, ("fp32", "fp16", "int8"))[0] if word else None
     with ConsoleListener() as listener:
         parity = prove_file(
             reference,

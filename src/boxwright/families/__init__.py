@@ -42,6 +42,7 @@ class Family:
             True when the user named the family, so that doubts are the user's to answer for.
         iou_threshold: The project's NMS default, 0..1.
         score_threshold: The default operating score threshold, 0..1.
+        evaluation_iou: The NMS IoU at which the project itself measures mAP, 0..1.
         aliases: Other spellings that `--family` takes.
     """
 
@@ -51,6 +52,7 @@ class Family:
     recognise: Callable[[GraphSignature, bool], Match | None]
     iou_threshold: float = 0.7
     score_threshold: float = 0.25
+    evaluation_iou: float = 0.7  # Ultralytics 8.4.190, `cfg/default.yaml`: iou
     aliases: tuple[str, ...] = field(default=())
 
 

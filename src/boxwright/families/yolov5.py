@@ -30,5 +30,6 @@ FAMILY = Family(
     preprocess=Preprocess(),
     recognise=_recognise,
     iou_threshold=0.45,
+    evaluation_iou=0.6,  # YOLOv5 v7.0, `val.py`: --iou-thres
     aliases=("yolov7",),
 )

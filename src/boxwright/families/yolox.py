@@ -42,4 +42,5 @@ FAMILY = Family(
     recognise=_recognise,
     iou_threshold=0.45,
     score_threshold=0.25,
+    evaluation_iou=0.65,  # Megvii YOLOX 0.3.0, `yolox/exp/yolox_base.py`: nmsthre
 )

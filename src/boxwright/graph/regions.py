@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-__all__ = ["decode_region"]
+__all__ = ["decode_region", "is_weighted", "stored_tensors"]
 
 WEIGHTED = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "ConvInteger", "QLinearConv"}
@@ -21,12 +21,7 @@ def decode_region(graph: onnx.GraphProto) -> set[int]:
     (a convolution with one output channel whose weights are the bin numbers 0, 1, 2, ...) is
     decode itself, and a product of two computed tensors belongs to whatever surrounds it.
     """
-    stored = {i.name: i for i in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    stored[node.output[0]] = attribute.t
+    stored = stored_tensors(graph)
     consumers: dict[str, list[int]] = {}
     for index, node in enumerate(graph.node):
         for name in node.input:
@@ -36,14 +31,28 @@ def decode_region(graph: onnx.GraphProto) -> set[int]:
     for index in range(len(graph.node) - 1, -1, -1):
         node = graph.node[index]
         after = [c for name in node.output for c in consumers.get(name, ())]
-        if _is_weighted(node, stored) or any(c in blocked for c in after):
+        if is_weighted(node, stored) or any(c in blocked for c in after):
             blocked.add(index)
         else:
             region.add(index)
     return region
 
 
-def _is_weighted(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool:
+def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return by name what a graph holds: initializers, constants, and dequantised initializers."""
+    stored = {i.name: i for i in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    stored[node.output[0]] = attribute.t
+        elif node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            stored[node.output[0]] = stored[node.input[0]]
+    return stored
+
+
+def is_weighted(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool:
+    """Whether a node is a convolution or matrix product with a stored weight, DFL left out."""
     if node.op_type not in WEIGHTED:
         return False
     weights = [stored[name] for name in node.input[1:2] if name in stored]

@@ -1,0 +1,240 @@
+"""`boxwright benchmark`: how fast files are."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from boxwright.errors import CheckFailedError, RequestError
+
+if TYPE_CHECKING:
+    from boxwright.benchmark import BenchmarkResult, BenchmarkSettings
+    from boxwright.measurement.tables import Table
+
+__all__ = ["command", "counts_from_text"]
+
+_RUNTIMES = ("auto", "onnxruntime", "openvino", "pytorch")
+_QUICK = {"iterations": 10, "warmup": 2}
+
+
+@click.command("benchmark")
+@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT...")
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="PATH",
+    help="Pictures: files, folders, globs. Without: generated ones.",
+)
+@click.option(
+    "--max-images",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="At most so many of them, evenly spaced.",
+)
+@click.option(
+    "--runtime",
+    "runtimes",
+    default="auto",
+    show_default=True,
+    metavar="LIST",
+    help="auto, or a comma list of onnxruntime, openvino, pytorch.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto takes a GPU when the runtime has one; the others insist.",
+)
+@click.option("--threads", metavar="LIST", help="CPU threads of one inference; a comma list.")
+@click.option("--batch", metavar="LIST", help="Pictures per call; a comma list. Default: 1.")
+@click.option("--iterations", type=int, help="Samples of each file and setting. Default: 50.")
+@click.option("--seconds", type=float, help="Measure each at least so long instead.")
+@click.option("--warmup", type=int, help="Calls before the first sample. Default: 5.")
+@click.option(
+    "--concurrency", type=int, metavar="N", help="Throughput with N inferences in flight."
+)
+@click.option("--baseline", metavar="NAME", help="File to compare with. Default: the first.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "markdown", "json", "csv"]),
+    default="text",
+    show_default=True,
+    help="Of what is printed.",
+)
+@click.option("--save", type=click.Path(path_type=Path), help="JSON file with every raw sample.")
+@click.option("--force", is_flag=True, help="Replace the file of --save.")
+@click.option("--strict", is_flag=True, help="Exit status 1 when the machine was noisy.")
+@click.option("--max-latency-ms", type=float, metavar="MS", help="Budget for the p95 of total.")
+@click.option(
+    "--memory/--no-memory", default=None, help="Peak memory, in processes of its own. Default: on."
+)
+@click.option("--quick", is_flag=True, help="10 samples, 2 warm-up calls, no memory.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of turns, intervals and random weights.",
+)
+@click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say.")
+@click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Keep what configurations are exported to. Default: a temporary folder.",
+)
+def command(artifacts: tuple[str, ...], **options: Any) -> int:
+    """Measure latency or throughput of files, in turns.
+
+    ARTIFACT is a .onnx file, a checkpoint (.pt, .safetensors; PyTorch, as a reference), or a
+    configuration such as yolov8n.yaml, which is exported first with random weights. Braces in
+    quotes are expanded. Latency is the whole path from picture file to detections, span by span.
+    Exit status 1 when a budget is exceeded; see docs/benchmark.md.
+
+    \b
+    boxwright benchmark runs/yolo11n/*.onnx --runtime onnxruntime,openvino --images pictures/
+    boxwright benchmark "yolov8{n,s,m,l,x}.yaml" --runtime onnxruntime,openvino --format markdown
+    """
+    from boxwright.benchmark import benchmark
+    from boxwright.cli.console import ConsoleListener
+    from boxwright.cli.options import words_from_text
+    from boxwright.contenders import entries_from_texts
+    from boxwright.predict import Wishes
+
+    runtimes = words_from_text("--runtime", options["runtimes"], _RUNTIMES)
+    budget = options["max_latency_ms"]
+    if budget is not None and not budget > 0:
+        raise RequestError(f"--max-latency-ms {budget:g}", "it is not positive", "use e.g. 20")
+    settings = _settings(options)
+    settings.check()
+    Wishes(json_file=options["save"], force=options["force"]).check()
+    with ExitStack() as stack:
+        listener = stack.enter_context(ConsoleListener())
+        folder = options["out"] or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="boxwright-"))
+        )
+        entries = entries_from_texts(
+            artifacts,
+            runtimes,
+            folder,
+            seed=options["seed"],
+            family=options["family"],
+            labels=options["labels"],
+            listener=listener,
+        )
+        result = benchmark(entries, settings=settings, listener=listener)
+    if options["save"] is not None:
+        from boxwright.store import write_atomic
+
+        write_atomic(options["save"], (json.dumps(result.as_dict()) + "\n").encode())
+    _print(result, options["style"])
+    _check_budget(result, budget)
+    if options["strict"] and result.noisy:
+        raise CheckFailedError("--strict", *_noise(result))
+    return 0
+
+
+def _settings(options: dict[str, Any]) -> BenchmarkSettings:
+    from boxwright.benchmark import BenchmarkSettings
+
+    quick = options["quick"]
+    values = {k: options[k] for k in ("iterations", "warmup") if options[k] is not None}
+    if quick and options["seconds"] is None:
+        values = {**_QUICK, **values}
+    memory = options["memory"]
+    threads = options["threads"]
+    return BenchmarkSettings(
+        images=options["images"],
+        max_images=options["max_images"],
+        batches=counts_from_text("--batch", options["batch"]) if options["batch"] else (),
+        threads=counts_from_text("--threads", threads) if threads else (None,),
+        device=options["device"],
+        seconds=options["seconds"],
+        concurrency=options["concurrency"],
+        baseline=options["baseline"],
+        memory=not quick if memory is None else memory,
+        seed=options["seed"],
+        **values,
+    )
+
+
+def counts_from_text(option: str, text: str) -> tuple[int, ...]:
+    """Read a comma list of whole numbers, without repeats.
+
+    Raises:
+        RequestError: A word is no positive number.
+
+    >>> counts_from_text("--batch", "1, 8,1")
+    (1, 8)
+    """
+    words = [w.strip() for w in text.split(",")]
+    for word in words:
+        if not re.fullmatch("[1-9][0-9]{0,8}", word):
+            raise RequestError(
+                f"{option} {text}", f"{word!r} is no positive number", "use e.g. 1,8"
+            )
+    return tuple(dict.fromkeys(int(w) for w in words))
+
+
+def _print(result: BenchmarkResult, style: str) -> None:
+    from boxwright.measurement import tables
+
+    if style == "json":
+        click.echo(json.dumps(result.as_dict()))
+    elif style == "csv":
+        click.echo(tables.csv_from_result(result), nl=False)
+    elif style == "markdown":
+        click.echo(tables.markdown_from_result(result), nl=False)
+    else:
+        for table in tables.tables_of(result):
+            _print_table(table)
+        click.echo(f"pictures: {result.pictures}")
+    if style in ("text", "json", "csv"):
+        for line in tables.noise_lines(result):
+            click.echo(line if style == "text" else f"boxwright: {line}", err=style != "text")
+
+
+def _print_table(table: Table) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    shown = RichTable(title=table.title, title_justify="left")
+    for index, title in enumerate(table.head):
+        shown.add_column(title, justify="right" if index else "left", no_wrap=index == 0)
+    for row in table.rows:
+        shown.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=200)
+    console.print(shown)
+
+
+def _check_budget(result: BenchmarkResult, budget: float | None) -> None:
+    over = result.over_budget(budget) if budget is not None else ()
+    if not over:
+        return
+    texts = [
+        f"{m.name} in {m.runtime}, batch {m.batch} ({m.main.p95:.2f} ms"
+        f"{', noisy' if m.noise.verdict == 'noisy' else ''})"
+        for m in over
+    ]
+    raise CheckFailedError(
+        f"--max-latency-ms {budget:g}",
+        f"the p95 of {over[0].main_span} is more for {', '.join(texts)}",
+        "choose a faster file or runtime, or raise the budget",
+    )
+
+
+def _noise(result: BenchmarkResult) -> tuple[str, str]:
+    """Return what was seen and what to do, for one line."""
+    seen = [f"{m.name} in {m.runtime} ({', '.join(m.noise.reasons)})" for m in result.noisy]
+    return f"the machine was noisy for {'; '.join(seen)}", result.noisy[0].noise.advice

@@ -1,0 +1,225 @@
+"""`boxwright evaluate`: how well files detect, on labelled pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from boxwright.cli.options import runtime_options
+
+if TYPE_CHECKING:
+    from boxwright.datasets import Dataset
+    from boxwright.detector import Detector
+    from boxwright.types import Accuracy
+
+__all__ = ["command"]
+
+
+@click.command("evaluate")
+@click.argument(
+    "artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT..."
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="PATH",
+    help="COCO .json, data.yaml, folder with images/ and labels/, list .txt, or sample.",
+)
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of a COCO file's pictures.")
+@click.option("--split", metavar="NAME", help="Part of a data.yaml or folder. Default: val.")
+@click.option("--pages", type=int, help="Pages that --data sample generates. Default: 200.")
+@click.option("--max-images", type=click.IntRange(1), help="At most so many, evenly spaced.")
+@runtime_options
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Pictures per inference.",
+)
+@click.option("--score-threshold", type=float, help="Of the curve. Default: 0.001.")
+@click.option("--iou-threshold", type=float, help="NMS of the curve. Default: the project's own.")
+@click.option(
+    "--max-detections",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Of a picture, and of a class in it.",
+)
+@click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say.")
+@click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco.")
+@click.option("--save-json", type=click.Path(path_type=Path), help="Every figure in one file.")
+@click.option("--force", is_flag=True, help="Replace a result file that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
+@click.option("--verbose", is_flag=True, help="Print each class, too.")
+def command(artifacts: tuple[Path, ...], **options: Any) -> int:
+    """Measure mAP, precision and recall of one or more files of a model.
+
+    mAP is COCO's, from the whole curve down to a score of 0.001; precision, recall and F1 are
+    those of the file's own thresholds. What is wrong with the data is counted and printed. Exit
+    status 1 when a picture could not be measured. --data sample generates labelled pages for the
+    embedded detector.
+
+    \b
+    boxwright evaluate runs/yolo11n/*.onnx --data coco128/data.yaml --split val
+    """
+    from boxwright.cli.console import ConsoleListener
+    from boxwright.datasets import open_dataset
+    from boxwright.environment import describe_environment, package_versions
+    from boxwright.evaluate import evaluate
+    from boxwright.predict import Wishes
+
+    Wishes(json_file=options["save_json"], force=options["force"]).check()
+    unmeasured: list[str] = []
+    with ExitStack() as open_files, ConsoleListener() as listener:
+        detectors = _open(artifacts, options, open_files)
+        dataset = open_dataset(
+            options["data"],
+            class_names=next(iter(detectors.values())).spec.class_names,
+            split=options["split"],
+            images=options["images"],
+            pages=options["pages"],
+            count=lambda done, total: listener.count("pages", done, total),
+        )
+        _print_problems(dataset)
+        if options["max_images"]:
+            dataset = dataset.limited(options["max_images"])
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            listener.count("pictures", done, len(dataset.items))
+
+        def report(text: str) -> None:
+            unmeasured.append(text)
+            _say(text)
+
+        results = evaluate(
+            detectors,
+            dataset,
+            batch=options["batch"],
+            score_threshold=options["score_threshold"],
+            iou_threshold=options["iou_threshold"],
+            max_detections=options["max_detections"],
+            environment={**describe_environment(), **package_versions(("faster-coco-eval",))},
+            advance=advance,
+            report=report,
+        )
+    _finish(list(results.values()), options)
+    return 1 if unmeasured else 0
+
+
+def _say(text: str) -> None:
+    print(f"boxwright: {text}", file=sys.stderr)
+
+
+def _open(
+    artifacts: Sequence[Path], options: dict[str, Any], open_files: ExitStack
+) -> dict[str, Detector]:
+    """Open every file; files of one name are told apart by their folders."""
+    from boxwright.errors import RequestError
+    from boxwright.loading import load
+
+    detectors: dict[str, Detector] = {}
+    for path in artifacts:
+        alike = [p for p in artifacts if p.name == path.name]
+        name = path.name if len(alike) == 1 else str(path)
+        if name in detectors:
+            raise RequestError(str(path), "it is named twice", "name each file once")
+        detectors[name] = open_files.enter_context(
+            load(
+                path,
+                options["runtime"],
+                threads=options["threads"],
+                device=options["device"],
+                family=options["family"],
+                labels=options["labels"],
+            )
+        )
+    return detectors
+
+
+def _print_problems(dataset: Dataset) -> None:
+    """Say what is wrong with the data, and where each was first met."""
+    for what, count in dataset.problems.items():
+        _say(f"{dataset.name}: {count} {what} (first: {dataset.first[what]})")
+
+
+def _finish(results: list[Accuracy], options: dict[str, Any]) -> None:
+    """Save and print."""
+    from boxwright.store import write_atomic
+
+    for accuracy in results:
+        for warning in accuracy.warnings:
+            _say(f"warning: {accuracy.candidate}: {warning}")
+    text = json.dumps([a.as_dict() for a in results], indent=1, ensure_ascii=False)
+    if options["save_json"]:
+        file: Path = options["save_json"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, (text + "\n").encode())
+    if options["as_json"]:
+        click.echo(text)
+        return
+    _print_table(results)
+    if options["verbose"]:
+        _print_classes(results)
+
+
+def _print_table(results: list[Accuracy]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    first = results[0]
+    title = escape(f"{first.dataset}: {first.pictures} pictures, {first.objects} objects")
+    table = Table(title=title, title_justify="left")
+    table.add_column("file", overflow="fold")
+    columns = ("mAP50-95", "mAP50", "mAP75", "small", "medium", "large", "at score")
+    for name in (*columns, "precision", "recall", "F1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for a in results:
+        values = (a.map50_95, a.map50, a.map75, a.map_small, a.map_medium, a.map_large)
+        table.add_row(
+            escape(a.candidate),
+            *(_cell(v) for v in values),
+            f"{a.operating.score_threshold:g}",
+            *(_cell(v) for v in (a.precision, a.recall, a.f1)),
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    console.print(table)
+
+
+def _print_classes(results: list[Accuracy]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="AP50-95 / AP50 by class", title_justify="left")
+    table.add_column("class", overflow="fold")
+    table.add_column("objects", justify="right")
+    for a in results:
+        table.add_column(escape(a.candidate), justify="right", overflow="fold")
+    for name, own in results[0].per_class.items():
+        cells = [a.per_class[name] for a in results]
+        table.add_row(
+            escape(name),
+            str(own.objects),
+            *(f"{_cell(c.ap50_95)} / {_cell(c.ap50)}" for c in cells),
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    console.print(table)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Measured speed as data: records, statistics, the noise verdict and tables. Pure."""
