@@ -62,6 +62,7 @@ class Job:
         self.rows: list[Row] = []
         self._reference: Detector | None = None
         self._models: dict[str, onnx.ModelProto] = {}
+        self._budgets: dict[str, dict[str, Any] | None] = {}
 
     def close(self) -> None:
         if self._reference is not None:
@@ -141,7 +142,10 @@ class Job:
                 state="built",
                 parent=parent,
                 settings=step.settings,
-                record=_record(artifact, nms, len(data)),
+                record={
+                    **_record(artifact, nms, len(data)),
+                    "budget": self._budgets.get(step.file),
+                },
             ),
         )
         self._models[step.file] = model
@@ -158,7 +162,7 @@ class Job:
         if step.kind == "int8":
             from boxwright.quantization import quantised
 
-            model = quantised(
+            model, self._budgets[step.file] = quantised(
                 parent, spec, self.calibration, self.recipe, step.target.deployment, self.listener
             )
             return model, spec, None

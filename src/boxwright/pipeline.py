@@ -100,9 +100,15 @@ def _calibration_files(recipe: Recipe) -> list[Path]:
         RequestError: INT8 is asked for and neither is given, or they are given for nothing.
     """
     options = recipe.calibration
+    if (recipe.data is None) != (recipe.max_drop is None):
+        given, other = ("--data", "--max-drop") if recipe.data else ("--max-drop", "--data")
+        raise RequestError(given, f"it needs {other}", f"give {other}, or drop it")
     if not any(t.precision == "int8" for t in recipe.targets):
-        if options.images or options.cache:
-            raise RequestError("--calib-images", "no INT8 file is asked for", "add int8")
+        for asked, name in ((options.images, "--calib-images"), (options.cache, "--calib-cache")):
+            if asked:
+                raise RequestError(name, "no INT8 file is asked for", "add --precision int8")
+        if recipe.max_drop is not None:
+            raise RequestError("--max-drop", "no INT8 file is asked for", "add --precision int8")
         return []
     if options.cache and Path(options.cache).is_file():
         return [Path(options.cache)]

@@ -122,12 +122,14 @@ def make_plan(
     for target in wanted.values():
         if target.precision == "int8" and _body(target) not in raw:
             integer = dataclasses.replace(base, precision="int8", deployment=target.deployment)
-            settings = {
+            settings: dict[str, Any] = {
                 "precision": "int8",
                 "deployment": target.deployment,
                 "method": recipe.calibration.method,
                 "calibration": hash_of([sha256_of_file(p) for p in calibration])[:16],
             }
+            if recipe.max_drop is not None:
+                settings |= {"max_drop": recipe.max_drop, "data": _data_name(str(recipe.data))}
             raw[_body(target)] = add("int8", integer, raw["fp32"], settings)
     for target in wanted.values():
         if target.outputs == "end2end":
@@ -140,6 +142,12 @@ def make_plan(
                 baked["iterations"] = target.nms_iterations
             add("end2end", target, raw[_body(target)], baked)
     return Plan(out / request.name, source_hash, files, tuple(steps.values()))
+
+
+def _data_name(data: str) -> str:
+    """Return what a data set is called, with the hash of its file when it is one."""
+    path = Path(data)
+    return f"{data} {sha256_of_file(path)[:12]}" if path.is_file() else data
 
 
 def _body(target: Target) -> str:

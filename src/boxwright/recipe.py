@@ -73,6 +73,7 @@ class CalibrationOptions(_Strict):
     batch: WholeNumber = Field(1, ge=1, le=1024)
     method: Literal["minmax", "percentile", "entropy"] = "minmax"
     cache: str | None = None
+    allow_overlap: Switch = False
 
     @field_validator("images", mode="before")
     @classmethod
@@ -99,6 +100,9 @@ class Recipe(_Strict):
         labels: Class names: a JSON or text file, or `coco`.
         images: Pictures to verify on: files, folders, globs.
         max_images: At most so many of them, evenly spaced.
+        data: Labelled pictures that the accuracy budget is measured on, as `evaluate` takes them.
+        max_drop: The most mAP50-95 that an INT8 file may lose, 0..1; layers go back to float
+            until it does.
         verify: Prove every file before it is published.
         trust_checkpoint: Unpickle the checkpoint with full rights.
         seed: Of random weights and of choices.
@@ -119,6 +123,8 @@ class Recipe(_Strict):
     labels: str | None = None
     images: tuple[str, ...] = ()
     max_images: WholeNumber = Field(200, ge=1)
+    data: str | None = None
+    max_drop: Number | None = Field(None, ge=0, le=1)
     verify: Switch = True
     trust_checkpoint: Switch = False
     seed: WholeNumber = 0

@@ -97,6 +97,22 @@ def conversion_options(function: F) -> F:
             metavar="FILE",
             help="Calibration to read in the place of pictures; written when it is not there.",
         ),
+        click.option(
+            "--allow-calibration-overlap",
+            is_flag=True,
+            help="Calibrate on pictures that --data measures on; its accuracy then flatters.",
+        ),
+        click.option(
+            "--data",
+            metavar="PATH",
+            help="Labelled pictures for --max-drop, as evaluate takes them.",
+        ),
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="X",
+            help="Most mAP50-95 that INT8 may lose, e.g. 0.005; layers go back to float until so.",
+        ),
         click.option("--batch", metavar="N", help="Fixed batch, or dynamic (the default)."),
         click.option(
             "--opset",
@@ -230,7 +246,7 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
         "simplify": not options["no_simplify"],
         "trust_checkpoint": options["trust_checkpoint"],
     }
-    for key in ("opset", "family", "labels", "name", "seed"):
+    for key in ("opset", "family", "labels", "name", "seed", "data", "max_drop"):
         if options[key] is not None:
             data[key] = options[key]
     if options["head"] is not None:
@@ -265,6 +281,8 @@ def _calibration(options: dict[str, Any]) -> dict[str, Any]:
     if options["calib_method"] is not None:
         known = ("minmax", "percentile", "entropy")
         found["method"] = words_from_text("--calib-method", options["calib_method"], known)[0]
+    if options["allow_calibration_overlap"]:
+        found["allow_overlap"] = True
     if options["calib_images"]:
         found["images"] = list(options["calib_images"])
     return found
