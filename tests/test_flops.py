@@ -130,7 +130,9 @@ def test_precision_changes_no_count(tmp_path):
     assert count_flops(half) == count_flops(model) > 100_000
 
 
-ASSETS = Path(os.environ.get("BOXWRIGHT_ASSETS", "nowhere"))
+ASSETS = Path(
+    os.environ.get("BOXWRIGHT_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets")
+)
 # file: (parameters M, FLOPs G) as the projects print them
 RELEASED = {"yolov5n_v7_fp32_upcast.onnx": (1.9, 4.5), "yolox_nano_416_static.onnx": (0.91, 1.08)}
 
