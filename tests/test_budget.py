@@ -133,8 +133,20 @@ def test_measuring_on_calibrated_pictures_is_refused_unless_told(cli, place, lab
     assert done.code == 2
     assert "2 of 4 pictures are in --data too" in done.error
     assert not list((place / "o").rglob("*.int8*.onnx"))
-    done = cli(*both, "--allow-calibration-overlap")
+    done = cli(*both, "--allow-calibration-overlap", "--calib-cache", "c.json")
     assert done.code == 0, done.err
+    done = cli(*words(labelled, "--max-drop", "0.2", "--calib-cache", "c.json", "--force-convert"))
+    assert done.code == 2, "the cache remembers which pictures it was made of"
+    assert "2 of 4 pictures are in --data too" in done.error
+
+
+def test_data_that_shows_nothing_holds_no_budget(cli, place, labelled):
+    truth = labelled / "data" / "truth.json"
+    empty = json.loads(truth.read_text()) | {"annotations": []}
+    truth.write_text(json.dumps(empty))
+    done = cli(*words(labelled, "--max-drop", "0.2"))
+    assert done.code == 2 and "no object of the model's classes" in done.error
+    assert not list((place / "o").rglob("*.int8*.onnx"))
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ def test_run_makes_and_proves_int8(cli, place, calibration_folder):
     files = {Path(f["path"]).name: f for f in json.loads(done.out)["files"]}
     assert set(files) == {"text_block.int8.onnx", "text_block.int8.end2end.onnx"}
     assert all(f["parity"]["passed"] and f["parity"]["detections"] > 10 for f in files.values())
-    assert json.loads(Path("cache.json").read_text())["pictures"] == 3
+    assert json.loads(Path("cache.json").read_text())["deployments"]["cpu"]["pictures"] == 3
     again = cli(*words, "--deploy", "cpu", "--calib-images", place / "pics", "--force-convert")
     assert "calibration of 3 pictures from cache.json" in again.err
     assert again.code == 0
@@ -285,6 +285,18 @@ def test_bad_int8_requests_make_nothing(cli, place, snapshot, words, found):
     done = cli("run", "tiny.onnx", "--out", "o", *words)
     assert done.code == 2 and found in done.error, done.err
     assert snapshot(place) == before
+
+
+def test_one_cache_serves_both_deployments(cli, place):
+    words = ["run", "tiny.onnx", "--out", "o", "--precision", "int8", "--skip-verify"]
+    words += ["--deploy", "cpu,tensorrt", "--calib-cache", "both.json"]
+    done = cli(*words, "--calib-images", "pics")
+    assert done.code == 0, done.err
+    first = {p.name: p.read_bytes() for p in (place / "o" / "tiny").glob("*.onnx")}
+    done = cli(*words, "--force-convert")
+    assert done.code == 0, done.err
+    assert done.err.count("calibration of 2 pictures from both.json") == 2
+    assert {p.name: p.read_bytes() for p in (place / "o" / "tiny").glob("*.onnx")} == first
 
 
 def test_a_damaged_cache_is_one_line(cli, place):

@@ -1,7 +1,7 @@
 """The accuracy budget: which layers go back to float so that INT8 costs no more than allowed.
 
 Layers are tried in the order of their sensitivity, which is measured: one layer alone is made
-integer, and the outputs of the network are compared with those of FP32 on calibration pictures.
+integer, and the outputs of the network are compared with those of FP32 on a few pictures.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def measure_sensitivities(
         spec: How it is fed and read.
         ranges: Of its tensors.
         deployment: Where the INT8 graph shall run.
-        pictures: A few; those of the calibration.
+        pictures: A few that show objects.
         threads: CPU threads.
         advance: Called with 1 for each layer.
     """

@@ -150,9 +150,7 @@ def _feeds(
 
     for start in range(0, len(pictures), step):
         images = [Detector.read(p) for p in pictures[start : start + step]]
-        feed = np.zeros(
-            (step if len(images) == step else max(step, 1), 3, *spec.input_size), np.float32
-        )
+        feed = np.zeros((step, 3, *spec.input_size), np.float32)
         for row, image in zip(feed, images, strict=False):
             prepare(image, spec.input_size, spec.preprocess, row)
         yield feed, images
