@@ -126,6 +126,7 @@ def test_from_torch_names_the_missing_extra(tmp_path):
     )
     assert done.returncode == 2
     assert 'pip install "boxwright[export]"' in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "d").exists(), "refused before any work"
 
 
 def test_counting_is_one_to_one():

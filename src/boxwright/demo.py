@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boxwright import catalog
 from boxwright.boxes import iou_matrix
 from boxwright.errors import RequestError, StoreError
 from boxwright.outcome import Listener, Outcome
+from boxwright.sources import SourceRequest
 from boxwright.types import FloatArray
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ def run_demo(
 
     listener = listener or Listener()
     _check(pages, seed)
+    source = checkpoint_file() if from_torch else onnx_file()
+    catalog.source_for(source.suffix).check(SourceRequest(source, source.stem))
     _claim(folder)
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
@@ -117,7 +121,6 @@ def run_demo(
     calibration = _write_pages(folder / "calibration", sample_pages(CALIBRATION_SEEDS))
     write_atomic(folder / "pages" / "truth.json", coco_bytes(labelled))
     lap("generate")
-    source = checkpoint_file() if from_torch else onnx_file()
     outcome = run(_recipe(str(source), wanted, calibration, threads), folder, listener=listener)
     lap("export and verify")
     file = next(r.path for r in outcome.rows if r.path.name.endswith(".fp32.end2end.onnx"))
