@@ -204,6 +204,9 @@ def main() -> None:
         for row in rows:
             print(row)
         print("best F1:", max(rows, key=lambda r: r["F1"]))
+        if options.out:
+            lines = ",\n ".join(json.dumps(row) for row in rows)
+            options.out.write_text(f"[{lines}]\n", encoding="utf-8")
         return
     spec = boxwright.load(options.model, "onnxruntime", quiet=True).spec
     result = {

@@ -104,7 +104,7 @@ def print_outcome(outcome: Outcome) -> None:
     """Print the summary table of a run."""
     table = Table(title=f"{outcome.folder}", title_justify="left")
     table.add_column("file", no_wrap=True)
-    for title in ("size", "done", "parity", "raw box px", "raw score", "matched", "min IoU"):
+    for title in ("size", "done", "parity", "raw box px", "raw score", "matched", "IoU"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in outcome.rows:
         parity = row.parity
