@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from boxwright.loading import load
     from boxwright.pipeline import run
     from boxwright.recipe import Recipe, recipe_from_file
+    from boxwright.report import Report
     from boxwright.types import (
         Accuracy,
         Artifact,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         NmsSettings,
         Parity,
         Preprocess,
-        Report,
         Target,
     )
 
@@ -63,6 +63,7 @@ _HOME = {
     "Dataset": "datasets",
     "Detector": "detector",
     "Recipe": "recipe",
+    "Report": "report",
     "load": "loading",
     "open_dataset": "datasets",
     "recipe_from_file": "recipe",

@@ -15,6 +15,7 @@ from boxwright.outcome import Listener, Row
 from boxwright.plan import Plan, Step
 from boxwright.recipe import Recipe
 from boxwright.resolve import Resolved
+from boxwright.report import Made, Report
 from boxwright.store import Entry, Store, sha256_of_bytes, write_atomic
 from boxwright.types import (
     Artifact,
@@ -22,7 +23,6 @@ from boxwright.types import (
     ModelSpec,
     NmsSettings,
     Parity,
-    Report,
     Target,
     TensorInfo,
 )
@@ -304,17 +304,27 @@ class Job:
 
     def _write_report(self) -> None:
         """Write report.json, unless the same facts are there already."""
-        from boxwright.report import report_as_dict
+        from datetime import datetime, timezone
 
         artifacts, parity = [], {}
         for name, entry in sorted(self.store.entries.items()):
             if entry.state == "built":
                 continue
-            artifacts.append(_artifact(self.store.path(name), entry))
+            artifacts.append(_made(name, entry))
             if entry.parity:
                 parity[name] = Parity.from_dict(entry.parity)
-        report = Report(describe_environment(), tuple(artifacts), parity)
-        data, path = report_as_dict(report), self.store.folder / "report.json"
+        report = Report(
+            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            boxwright=__version__,
+            name=self._spec().name,
+            command="",
+            request=self.recipe.model_dump(mode="json"),
+            source=self.store.source,
+            environment=describe_environment(),
+            artifacts=tuple(artifacts),
+            parity=parity,
+        )
+        data, path = report.as_dict(), self.store.folder / "report.json"
         untouched = all(row.action == "skipped" for row in self.rows)
         if untouched and _tells(path, data["artifacts"], data["parity"]):
             return
@@ -343,14 +353,14 @@ def _record(artifact: Artifact, nms: NmsSettings | None, size_bytes: int) -> dic
     }
 
 
-def _artifact(path: Path, entry: Entry) -> Artifact:
+def _made(name: str, entry: Entry) -> Made:
     record = entry.record
 
     def tensors(values: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
         return tuple(TensorInfo(v["name"], v["dtype"], tuple(v["shape"])) for v in values)
 
-    return Artifact(
-        path=path,
+    artifact = Artifact(
+        path=Path(name),
         sha256=entry.sha256,
         spec=ModelSpec.from_dict(record["spec"]),
         target=Target.from_dict(record["target"]),
@@ -359,6 +369,9 @@ def _artifact(path: Path, entry: Entry) -> Artifact:
         parent=entry.parent,
         made_with=record["made_with"],
     )
+    nms = NmsSettings.from_dict(record["nms"]) if record["nms"] else None
+    assert entry.state != "built", "only files in place are told of"
+    return Made(artifact, entry.state, int(record["size_bytes"]), nms, record.get("budget"))
 
 
 def _with_note(parity: Parity, note: str) -> Parity:

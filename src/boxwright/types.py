@@ -23,6 +23,7 @@ __all__ = [
     "SPANS",
     "Accuracy",
     "Artifact",
+    "Change",
     "Check",
     "ClassAccuracy",
     "Detections",
@@ -36,7 +37,6 @@ __all__ = [
     "NmsSettings",
     "Parity",
     "Preprocess",
-    "Report",
     "Span",
     "Target",
     "TensorInfo",
@@ -521,6 +521,8 @@ class Accuracy:
         warnings: What makes the figures lower or less comparable than they look.
         problems: How often something was wrong with the data, by what.
         environment: Libraries and machine.
+        interval: 95 % interval of mAP50-95, by bootstrap over the pictures; None when it was not
+            computed.
     """
 
     candidate: str
@@ -545,6 +547,7 @@ class Accuracy:
     warnings: tuple[str, ...] = ()
     problems: Mapping[str, int] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -560,16 +563,33 @@ class Accuracy:
         values["per_class"] = {n: ClassAccuracy(**v) for n, v in values["per_class"].items()}
         values["pr_curve"] = {n: tuple(v) for n, v in values["pr_curve"].items()}
         values["warnings"] = tuple(values["warnings"])
+        if values.get("interval"):
+            values["interval"] = tuple(values["interval"])
         return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a run made and measured."""
+class Change:
+    """By how much one accuracy differs from another on the same pictures.
 
-    environment: Mapping[str, str]
-    artifacts: tuple[Artifact, ...]
-    parity: Mapping[str, Parity]  # by file name
+    Attributes:
+        baseline: Name of what was compared with.
+        difference: mAP50-95 minus the baseline's: negative is worse.
+        low, high: 95 % interval of it, by bootstrap over the pictures, paired; None when it was not
+            computed.
+    """
+
+    baseline: str
+    difference: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the interval holds 0, or there is none."""
+        if self.low is None or self.high is None:
+            return True
+        return self.low <= 0.0 <= self.high
 
 
 @dataclass(frozen=True, slots=True)
