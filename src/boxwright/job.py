@@ -14,8 +14,8 @@ from boxwright.errors import CheckFailedError
 from boxwright.outcome import Listener, Row
 from boxwright.plan import Plan, Step
 from boxwright.recipe import Recipe
-from boxwright.resolve import Resolved
 from boxwright.report import Made, Report
+from boxwright.resolve import Resolved
 from boxwright.store import Entry, Store, sha256_of_bytes, write_atomic
 from boxwright.types import (
     Artifact,
