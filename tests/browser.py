@@ -170,11 +170,19 @@ class Browser:
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=mobile,
         )  # fmt: skip
+        self.settle()
 
     def prefer(self, scheme: str) -> None:
         """Say what the system prefers: `light` or `dark`."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", features=features)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the page was painted, and what follows from size and colours is done."""
+        self.run(
+            "new Promise((d) => requestAnimationFrame(() => requestAnimationFrame(() => d())))"
+        )
 
     def click(self, selector: str) -> None:
         """Click an element in its middle, as a mouse would, after scrolling to it.

@@ -123,9 +123,6 @@ function startPictures() {
   byId('picture-on').addEventListener('click', () => step(1));
   for (const control of [select, file, truth, names]) control.addEventListener('change', draw);
   slider.addEventListener('input', draw);
-  let width = innerWidth;
-  addEventListener('resize', () => {
-    if (innerWidth !== width) { width = innerWidth; draw(); }
-  });
+  redraws.push(draw);
   draw();
 }

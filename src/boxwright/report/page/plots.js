@@ -44,7 +44,7 @@ function layout(more) {
 }
 
 const CONFIG = {
-  responsive: true, displaylogo: false, displayModeBar: 'hover',
+  displaylogo: false, displayModeBar: 'hover',
   modeBarButtons: [['toImage', 'resetScale2d']], // named one by one: some of plotly's send data away
 };
 
@@ -56,6 +56,7 @@ function plot(id, make) {
     const made = make();
     if (!made) return;
     place.style.height = made[1].height + 'px';
+    made[1].width = place.clientWidth;
     Plotly.react(place, made[0], made[1], CONFIG);
     place.dataset.drawn = String(Number(place.dataset.drawn || 0) + 1);
   };
