@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RESAMPLES", "median", "median_ratio_interval", "samples_by_round"]
+__all__ = [
+    "RESAMPLES",
+    "median",
+    "median_interval",
+    "median_ratio_interval",
+    "samples_by_round",
+]
 
 Rounds = Sequence[Sequence[float]]
 
@@ -80,3 +86,29 @@ def _medians(rounds: Rounds, draws: npt.NDArray[np.int64]) -> npt.NDArray[np.flo
     """Return the median over the rounds of each draw: (resamples,) for draws (resamples, R)."""
     arrays = [np.asarray(r, np.float64) for r in rounds]
     return np.array([np.median(np.concatenate([arrays[i] for i in draw])) for draw in draws])
+
+
+def median_interval(
+    rounds: Rounds, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Return the interval of a median: a percentile bootstrap over rounds, as of the ratio.
+
+    Args:
+        rounds: Samples of each round, in ms.
+        seed: Of the draws.
+        resamples: How many.
+        confidence: Of the interval, 0..1.
+
+    Returns:
+        (low, high), or None with fewer than five rounds.
+
+    >>> median_interval([[2.0]] * 6)
+    (2.0, 2.0)
+    """
+    if len(rounds) < _LEAST_ROUNDS:
+        return None
+    rng = np.random.default_rng(seed)
+    medians = _medians(rounds, rng.integers(0, len(rounds), (resamples, len(rounds))))
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(medians, [tail, 100.0 - tail])
+    return float(low), float(high)
