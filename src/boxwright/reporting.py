@@ -21,8 +21,9 @@ from boxwright.plan import hash_of
 from boxwright.recipe import Recipe, text_from_recipe
 from boxwright.report import SOURCE, Made, Report
 from boxwright.report.choice import choose
+from boxwright.report.html import html_from_report
 from boxwright.resolve import Resolved
-from boxwright.store import RECIPE_FILE, REPORT_FILE, Store, write_atomic
+from boxwright.store import PAGE_FILE, RECIPE_FILE, REPORT_FILE, Store, write_atomic
 from boxwright.store import Entry as Stored
 from boxwright.types import (
     Artifact,
@@ -58,7 +59,7 @@ def write_report(
     again: bool,
     listener: Listener,
 ) -> Report:
-    """Measure what is not known yet, and write report.json and the recipe.
+    """Measure what is not known yet, and write the recipe, report.json and its page.
 
     Args:
         store: The run directory.
@@ -121,12 +122,16 @@ def write_report(
         choice=choice,
         commands=tuple(_commands(report, store.folder, choice.file, choice.runtime)),
     )
+    page = store.folder / PAGE_FILE
     if known is not None and _facts(known) == _facts(report):
+        if not page.exists():
+            write_atomic(page, html_from_report(known).encode())
         return known
     write_atomic(store.folder / RECIPE_FILE, text_from_recipe(recipe).encode())
     write_atomic(
         store.folder / REPORT_FILE, (json.dumps(report.as_dict(), sort_keys=True) + "\n").encode()
     )
+    write_atomic(page, html_from_report(report).encode())
     return report
 
 
