@@ -72,6 +72,7 @@ def test_every_module_imports_without_extras():
         "verify",
         "benchmark",
         "evaluate",
+        "compare",
         "predict",
         "inspect",
         "clean",

@@ -41,6 +41,8 @@ RESAMPLES = 2000  # a second's work on hundreds of pictures
 LEAST_PICTURES = 5  # that show objects; fewer say nothing about how far pictures differ
 _FEWEST = 100
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_ALL = np.uint16((1 << len(_THRESHOLDS)) - 1)
+_LARGEST_AREA = 1e10  # square pixels; COCO ignores a detection that is larger, or inside out
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _COST = 5e8  # about five seconds on one core, see `default_resamples`
 _BLOCK_VALUES = 1 << 21  # of the largest array while a block of draws is measured
@@ -143,6 +145,10 @@ def _matched(
         crowd = picture.crowd[objects]
         overlaps = _overlaps(picture.found_xyxy[order[rows]], picture.xyxy[objects], crowd)
         right[rows], ignored[rows] = _assigned(overlaps, crowd)
+    sides = picture.found_xyxy[order, 2:].astype(np.float64) - picture.found_xyxy[order, :2]
+    areas = sides.prod(axis=1)
+    odd = (areas < 0) | (areas > _LARGEST_AREA)
+    ignored[odd] |= _ALL & ~right[odd]
     pictures = np.full(len(ids), index, np.int32)
     return pictures, ids, picture.found_scores[order], right, ignored
 
@@ -164,7 +170,7 @@ def _overlaps(
     shared = np.maximum(high - low, 0.0).prod(axis=-1)
     area_a, area_b = sides_a.prod(axis=-1), sides_b.prod(axis=-1)
     union = np.where(crowd, area_a, area_a + area_b - shared)
-    overlaps = np.zeros_like(shared)
+    overlaps: Doubles = np.zeros_like(shared)
     np.divide(shared, union, out=overlaps, where=shared > 0)
     return overlaps
 
@@ -204,7 +210,7 @@ def _matters(
     last = np.full(int(class_id.max(initial=-1)) + 1, -1)
     last[class_id[places].astype(np.int64)] = places  # of equal classes the last place stays
     upto = np.arange(len(class_id)) <= last[class_id.astype(np.int64)]
-    matters: npt.NDArray[np.bool_] = upto & (ignored != (1 << len(_THRESHOLDS)) - 1)
+    matters: npt.NDArray[np.bool_] = upto & (ignored != _ALL)
     return matters
 
 
@@ -460,7 +466,7 @@ def matches_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Matches:
 
 def _check(matches: Matches) -> None:
     """Refuse arrays that no pictures give."""
-    m, full = matches, 1 << len(_THRESHOLDS)
+    m = matches
     lengths = (
         len({len(c) for c in (m.object_picture, m.object_class, m.object_count)}),
         len({len(c) for c in (m.picture, m.class_id, m.score, m.right, m.ignored)}),
@@ -479,5 +485,5 @@ def _check(matches: Matches) -> None:
     later = np.diff(m.class_id)
     if not np.isfinite(m.score).all() or not ((later > 0) | ((later == 0) & better)).all():
         raise ValueError("the detections are not in order")
-    if ((m.right | m.ignored) >= full).any() or (m.right & m.ignored).any():
+    if ((m.right | m.ignored) > _ALL).any() or (m.right & m.ignored).any():
         raise ValueError("a detection is right and in a crowd region")

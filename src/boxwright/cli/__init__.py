@@ -27,6 +27,7 @@ _VERBS = {
     "verify": "Parity of two files: tensors and detections.",
     "benchmark": "Latency, throughput and memory of files, in turns.",
     "evaluate": "mAP, precision and recall on labelled pictures.",
+    "compare": "What changed from one run to another, and whether it means anything.",
     "predict": "Detect in pictures, folders, globs and videos.",
     "inspect": "Say what a file is.",
     "clean": "Remove built files; keep recipes and reports.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +20,17 @@ from rich.table import Table
 from boxwright.pipeline import Listener, Outcome, Row
 from boxwright.types import Check, Parity
 
-__all__ = ["ConsoleListener", "outcome_as_dict", "print_outcome", "print_parity", "size_text"]
+if TYPE_CHECKING:
+    from boxwright.measurement.tables import Table as TextTable
+
+__all__ = [
+    "ConsoleListener",
+    "outcome_as_dict",
+    "print_outcome",
+    "print_parity",
+    "print_table",
+    "size_text",
+]
 
 
 class ConsoleListener(Listener):
@@ -143,6 +154,19 @@ def print_parity(parity: Parity, name: str = "") -> None:
         console = Console(highlight=False, width=140)
     console.print(table)
     console.print(f"{parity.pictures} pictures, {parity.detections} detections in the reference")
+
+
+def print_table(table: TextTable) -> None:
+    """Print a table of text: the first column left-aligned, the others right."""
+    shown = Table(title=table.title, title_justify="left")
+    for index, title in enumerate(table.head):
+        shown.add_column(title, justify="right" if index else "left", no_wrap=index == 0)
+    for row in table.rows:
+        shown.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=200)
+    console.print(shown)
 
 
 def outcome_as_dict(outcome: Outcome) -> dict[str, object]:
