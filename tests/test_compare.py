@@ -380,7 +380,7 @@ def test_noise_does_not_fail_but_is_said(tmp_path, cli):
     b = stored(tmp_path / "b", report(benchmark=timings(timed(20, noise=NOISY))))
     ran = cli("compare", a, b, "--fail-on", "latency")
     assert ran.code == 0 and "1 of 1 rows could not be judged and did not count" in ran.err
-    assert "latency undecided: run B was noisy: spread" in ran.out
+    assert f"latency undecided: run B was noisy ({FILE} in onnxruntime): spread: " in ran.out
 
 
 def test_what_nothing_is_known_of_cannot_be_failed_on(tmp_path, cli, runs):

@@ -275,7 +275,7 @@ def _bomb(path):
 
 def _broken_header(path):
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("names.npy", b"\x93NUMPY\x01\x00\x05\x00{((")
+        archive.writestr("names.npy", b"\x93NUMPY\x01\x00\x03\x00{((")
 
 
 def _lying_header(path):

@@ -6,6 +6,8 @@ It lies beside report.json, so that two runs can be compared picture by picture 
 from __future__ import annotations
 
 import io
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -61,7 +63,7 @@ def read_matches(path: Path) -> dict[tuple[str, str], Matches]:
         return found
     except (
         ValueError, KeyError, OSError, EOFError, MemoryError, OverflowError, SyntaxError,
-        RuntimeError, zipfile.BadZipFile, zlib.error,
+        RuntimeError, TypeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {error}"[:160]
         raise SourceError(

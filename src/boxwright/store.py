@@ -225,7 +225,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what a crash left: temporary files, and working files that nobody awaits."""
-        ours = (*self.entries, MANIFEST, "report.json")
+        ours = (*self.entries, MANIFEST, "report.json", "matches.npz")
         for part in (self.folder / f".{name}.part" for name in ours):
             part.unlink(missing_ok=True)
         for path in self.work.iterdir():

@@ -48,15 +48,17 @@ def note_lines(comparison: Comparison) -> list[str]:
              for f in comparison.flips]  # fmt: skip
     lines += [line for notes in comparison.notes.values() for line in notes]
     remarks: dict[str, list[str]] = {}
+    details: dict[str, str] = {}
     for a in comparison.accuracy:
         if a.note:
             remarks.setdefault(f"accuracy: {a.note}", []).append(f"{a.file} in {a.runtime}")
     for m in comparison.latency:
         for reason in m.reasons:
-            remarks.setdefault(f"latency undecided: {reason}", []).append(
-                f"{m.file} in {m.runtime}"
-            )
-    return lines + [f"{text} ({_named(places)})" for text, places in remarks.items()]
+            what, _, detail = reason.partition(": ")
+            text = f"latency undecided: {what}"
+            remarks.setdefault(text, []).append(f"{m.file} in {m.runtime}")
+            details.setdefault(text, f": {detail}" if detail else "")
+    return lines + [f"{t} ({_named(p)}){details.get(t, '')}" for t, p in remarks.items()]
 
 
 def _named(places: list[str]) -> str:
