@@ -73,6 +73,7 @@ def test_every_module_imports_without_extras():
         "benchmark",
         "evaluate",
         "report",
+        "compare",
         "predict",
         "inspect",
         "clean",

@@ -15,7 +15,9 @@ from boxwright.benchmark import Entry
 from boxwright.datasets import Dataset
 from boxwright.detector import Detector
 from boxwright.environment import describe_environment
+from boxwright.errors import SourceError
 from boxwright.evidence import Evidence
+from boxwright.matches_file import read_matches, write_matches
 from boxwright.outcome import Listener
 from boxwright.plan import hash_of
 from boxwright.recipe import Recipe, text_from_recipe
@@ -23,7 +25,8 @@ from boxwright.report import SOURCE, Made, Report
 from boxwright.report.choice import choose
 from boxwright.report.html import html_from_report
 from boxwright.resolve import Resolved
-from boxwright.store import PAGE_FILE, RECIPE_FILE, REPORT_FILE, Store, write_atomic
+from boxwright.significance import Matches
+from boxwright.store import MATCHES_FILE, PAGE_FILE, RECIPE_FILE, REPORT_FILE, Store, write_atomic
 from boxwright.store import Entry as Stored
 from boxwright.types import (
     Artifact,
@@ -94,6 +97,7 @@ def write_report(
         pictures=pictures,
         random_weights=resolved.request.path.suffix in (".yaml", ".yml"),
         known=known,
+        known_matches=_known_matches(store.folder) if known else {},
         listener=listener,
     )
     accuracy = evidence.accuracy()
@@ -127,12 +131,22 @@ def write_report(
         if not page.exists():
             write_atomic(page, html_from_report(known).encode())
         return known
+    if evidence.matches:
+        write_matches(store.folder / MATCHES_FILE, evidence.matches)
     write_atomic(store.folder / RECIPE_FILE, text_from_recipe(recipe).encode())
     write_atomic(
         store.folder / REPORT_FILE, (json.dumps(report.as_dict(), sort_keys=True) + "\n").encode()
     )
     write_atomic(page, html_from_report(report).encode())
     return report
+
+
+def _known_matches(folder: Path) -> dict[tuple[str, str], Matches]:
+    """Return what the known accuracies were counted from; nothing where it cannot be read."""
+    try:
+        return read_matches(folder / MATCHES_FILE)
+    except SourceError:
+        return {}
 
 
 def _place(made: Made) -> tuple[int, bool, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from boxwright.errors import RequestError, nearest_name
 from boxwright.measurement.records import Measured, SpeedUp
-from boxwright.measurement.statistics import median, median_ratio_interval, samples_by_round
+from boxwright.measurement.statistics import median, median_ratio_interval, rounds_of
 
 __all__ = ["baseline_name", "compared"]
 
@@ -58,11 +58,7 @@ def compared(measured: Sequence[Measured], asked: str | None, seed: int) -> tupl
 
 def _speed_up(base: Measured, candidate: Measured, seed: int) -> SpeedUp:
     """Compare `total`; under load the pictures per second of each round."""
-    if base.mode == "throughput":
-        rounds = [[[1e3 / r.images_per_s] for r in m.rounds if r.images_per_s]
-                  for m in (base, candidate)]  # fmt: skip
-    else:
-        rounds = [samples_by_round(m.main.samples_ms, m.sample_rounds) for m in (base, candidate)]
+    rounds = [rounds_of(m) for m in (base, candidate)]
     interval = median_ratio_interval(rounds[0], rounds[1], seed=seed)
     if interval is None:
         first, second = (median([v for r in side for v in r]) for side in rounds)
