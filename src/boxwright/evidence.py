@@ -39,7 +39,7 @@ _QUALITY = 80
 _PICTURES = 32  # that latency is measured on
 
 
-def installed_runtimes(wanted: Sequence[str] = ()) -> tuple[str, ...]:
+def installed_runtimes(wanted: Sequence[str] = (), option: str = "--runtimes") -> tuple[str, ...]:
     """Return the installed runtimes of .onnx files, or the wanted ones of them.
 
     Raises:
@@ -54,7 +54,7 @@ def installed_runtimes(wanted: Sequence[str] = ()) -> tuple[str, ...]:
         elif wanted:
             from boxwright.errors import MissingExtraError
 
-            raise MissingExtraError(f"--runtimes {name}", extra)
+            raise MissingExtraError(f"{option} {name}", extra)
     return tuple(found)
 
 
@@ -201,6 +201,10 @@ class Evidence:
             if target.nms == "efficient_nms" and target.outputs == "end2end":
                 self._note(f"{name} was only verified: its NMS runs in TensorRT alone")
                 continue
+            if target.precision == "int8" and target.deployment == "openvino":
+                if "openvino" in runtimes:
+                    yield made, "openvino"
+                continue
             if target.precision == "int8" and target.deployment == "tensorrt":
                 # OpenVINO overflows on its 8-bit weights where a processor has no VNNI
                 if for_speed:
@@ -287,11 +291,12 @@ class Evidence:
         self.listener.note(f"detect in {len(chosen)} pictures for the report")
         found = {SOURCE: [self.source()(i).as_dicts() for i in images]}
         for made in self.files:
-            if made.artifact.target.nms == "efficient_nms":
+            target = made.artifact.target
+            if target.nms == "efficient_nms":
                 continue
             with load(
                 self.folder / made.artifact.path.name,
-                "onnxruntime",
+                "openvino" if target.deployment == "openvino" else "onnxruntime",
                 threads=self.recipe.threads,
                 quiet=True,
             ) as detector:

@@ -306,14 +306,16 @@ class Job:
         raise AssertionError("no file was built")
 
     def _open_candidate(self, step: Step, threshold: float, settings: NmsSettings) -> Detector:
-        """Open a file in ONNX Runtime on the CPU, at the threshold that the pictures allow."""
+        """Open a file on the CPU, at the threshold that the pictures allow."""
         from boxwright.detector import Detector
         from boxwright.graph.end2end import runnable_anywhere, with_score_threshold
         from boxwright.graph.io import bytes_from_model, model_from_file
 
         options = BackendOptions(self.recipe.threads, "cpu", spin=False)
         path = self.store.path(step.file)
-        runtime = catalog.backend("onnxruntime")
+        from boxwright.quantization import runtime_of
+
+        runtime = catalog.backend(runtime_of(step.target.deployment))
         nms = dataclasses.replace(settings, score_threshold=threshold)
         spec = self._spec()
         changed = threshold < settings.score_threshold

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from boxwright import catalog
 from boxwright.errors import RequestError
+from boxwright.evidence import installed_runtimes
 from boxwright.job import Job
 from boxwright.outcome import Listener, Outcome, Row
 from boxwright.plan import Plan, decide, hash_of, make_plan
@@ -113,9 +114,9 @@ def _check_request(recipe: Recipe) -> None:
     if recipe.family is not None:
         catalog.family(recipe.family)
     if recipe.measure.runtimes:
-        from boxwright.evidence import installed_runtimes
-
         installed_runtimes(recipe.measure.runtimes)
+    if any(t.deployment == "openvino" for t in recipe.target_records()):
+        installed_runtimes(("openvino",), "--deploy")
     settings = recipe.nms_settings(0.25, 0.7)
     for target in recipe.target_records():
         if target.outputs == "end2end":

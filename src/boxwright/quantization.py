@@ -27,10 +27,18 @@ from boxwright.recipe import Recipe
 from boxwright.store import sha256_of_bytes, sha256_of_file
 from boxwright.types import Deployment, Image, ModelSpec
 
-__all__ = ["Converter"]
+__all__ = ["Converter", "runtime_of"]
 
 _LOOKED_AT = 16  # pictures that FP16's range is checked on
 _FEW = 4  # pictures that the layers' sensitivity is measured on
+
+
+def runtime_of(deployment: Deployment) -> str:
+    """Return the runtime that a file is proven and measured in.
+
+    ONNX Runtime computes files for TensorRT correctly, if slowly.
+    """
+    return "openvino" if deployment == "openvino" else "onnxruntime"
 
 
 @dataclass(slots=True)
@@ -113,7 +121,8 @@ class Converter:
 
             return Lossy(f"INT8 for {deployment}", layers, build)
 
-        chosen, tried = self._most_accurate(calibrations, lossy)
+        runtime = runtime_of(deployment)
+        chosen, tried = self._most_accurate(calibrations, lossy, runtime)
         cache = self.recipe.calibration.cache
         if cache and fresh:
             graph = sha256_of_bytes(bytes_from_model(model, self.spec.name))
@@ -123,7 +132,7 @@ class Converter:
             record["methods"] = tried
         if self.recipe.max_drop is None:
             return lossy(chosen).build(()), record if tried else None
-        made, kept = self._within_budget(model, lossy(chosen))
+        made, kept = self._within_budget(model, lossy(chosen), runtime)
         return made, {**kept, **record}
 
     def _calibrations(
@@ -164,7 +173,10 @@ class Converter:
         return found_by_method, tuple(sha256_of_file(p) for p in self.files), True
 
     def _most_accurate(
-        self, calibrations: Sequence[Calibration], lossy: Callable[[Calibration], Lossy]
+        self,
+        calibrations: Sequence[Calibration],
+        lossy: Callable[[Calibration], Lossy],
+        runtime: str,
     ) -> tuple[Calibration, dict[str, float]]:
         """Return the calibration that costs least, and the accuracy by method where one chose."""
         if len(calibrations) == 1:
@@ -172,11 +184,11 @@ class Converter:
         tried: dict[str, float] = {}
         for calibration in calibrations:
             self.listener.note(f"accuracy of {calibration.method}")
-            tried[calibration.method] = self.measure(lossy(calibration).build(()))
+            tried[calibration.method] = self.measure(lossy(calibration).build(()), runtime)
         return max(calibrations, key=lambda c: tried[c.method]), tried
 
     def _within_budget(
-        self, model: onnx.ModelProto, lossy: Lossy
+        self, model: onnx.ModelProto, lossy: Lossy, runtime: str = "onnxruntime"
     ) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """Return the graph with the fewest FP32 layers that keeps the budget, and how it was found.
 
@@ -195,7 +207,11 @@ class Converter:
         self.listener.note("accuracy of FP32")
         reference = self.measure(model)
         self.listener.note(f"accuracy of {lossy.name}")
-        result = search_budget(lossy, order, self.measure, reference, limit)
+
+        def measure(graph: onnx.ModelProto) -> float:
+            return self.measure(graph, runtime)
+
+        result = search_budget(lossy, order, measure, reference, limit)
         share = f"{len(result.kept)} of {result.layers} layers in FP32"
         if not result.within:
             raise CheckFailedError(
@@ -227,17 +243,17 @@ class Converter:
             advance=_counter(self.listener, f"layers of {lossy.name}", count),
         )
 
-    def measure(self, graph: onnx.ModelProto) -> float:
-        """Return mAP50-95 of a graph.
+    def measure(self, graph: onnx.ModelProto, runtime: str = "onnxruntime") -> float:
+        """Return mAP50-95 of a graph in a runtime.
 
         Raises:
             RequestError: The data shows no object of the model's classes.
         """
         assert self.dataset is not None, "a budget has data"
         data = bytes_from_model(graph, self.spec.name)
-        key = sha256_of_bytes(data)
+        key = f"{runtime} {sha256_of_bytes(data)}"
         if key not in self.measured:
-            accuracy = _accuracy(data, self.spec, self.dataset, self.recipe.threads)
+            accuracy = _accuracy(data, self.spec, self.dataset, self.recipe.threads, runtime)
             if accuracy is None:
                 raise RequestError(
                     f"--data {self.recipe.data}",
@@ -270,9 +286,11 @@ def _counter(listener: Listener, label: str, total: int) -> Callable[[int], None
     return advance
 
 
-def _accuracy(data: bytes, spec: ModelSpec, dataset: Dataset, threads: int | None) -> float | None:
+def _accuracy(
+    data: bytes, spec: ModelSpec, dataset: Dataset, threads: int | None, runtime: str
+) -> float | None:
     options = BackendOptions(threads, "cpu", spin=False)
-    with Detector(catalog.backend("onnxruntime").open_bytes(data, options), spec) as detector:
+    with Detector(catalog.backend(runtime).open_bytes(data, options), spec) as detector:
         return evaluate({spec.name: detector}, dataset)[spec.name].map50_95
 
 

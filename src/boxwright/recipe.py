@@ -51,7 +51,7 @@ class TargetOptions(_Strict):
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     outputs: Literal["raw", "end2end"] = "raw"
     nms: Literal["onnx", "efficient_nms", "portable"] = "onnx"
-    deployment: Literal["cpu", "tensorrt"] = "cpu"
+    deployment: Literal["cpu", "openvino", "tensorrt"] = "cpu"
 
 
 class NmsOptions(_Strict):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,6 +20,14 @@ from boxwright.types import TensorInfo
 __all__ = ["BACKEND", "OpenVinoBackend"]
 
 _DTYPES = {"f32": "float32", "f16": "float16", "i32": "int32", "i64": "int64", "u8": "uint8"}
+
+_SHAPES = 4  # that stay compiled
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    model: Any
+    request: Any
 
 
 class OpenVinoBackend:
@@ -49,25 +59,49 @@ class OpenVinoBackend:
             settings["INFERENCE_NUM_THREADS"] = options.threads * options.streams
         if options.streams > 1:
             settings["NUM_STREAMS"] = options.streams
-        core = ov.Core()
+        self._core, self._settings = ov.Core(), settings
         try:
-            graph = core.read_model(model if isinstance(model, bytes) else str(model))
-            self._compiled = core.compile_model(graph, "CPU", settings)
+            self._graph = self._core.read_model(model if isinstance(model, bytes) else str(model))
+            self.inputs = tuple(_info(port) for port in self._graph.inputs)
+            self.outputs = tuple(_info(port) for port in self._graph.outputs)
+            self._compiled: OrderedDict[tuple[int, ...], _Compiled] = OrderedDict()
+            shape = self._graph.inputs[0].get_partial_shape()
+            first = tuple(d.get_length() if d.is_static else 1 for d in shape)
+            # Only the batch is free; other free sizes wait for what they are fed.
+            free = [d for d in list(shape)[1:] if not d.is_static]
+            if not free:
+                self._ready(first)
         except RuntimeError as error:
             raise BackendError(
                 what,
                 f"OpenVINO refuses it ({_cause(error)})",
                 "try --runtime onnxruntime",
             ) from None
-        self._request = self._compiled.create_infer_request()
         self._streams = options.streams
         threads = f", {options.threads} threads" if options.threads else ""
         version = ov.get_version().split("-")[0]
         self.description = f"openvino {version} (CPU, f32{threads})"
-        self.inputs = tuple(_info(port) for port in self._compiled.inputs)
-        self.outputs = tuple(_info(port) for port in self._compiled.outputs)
-        self.metadata = _metadata(graph)
+        self.metadata = _metadata(self._graph)
         self._names = [o.name for o in self.outputs]
+
+    def _ready(self, shape: tuple[int, ...]) -> _Compiled:
+        """Return the model compiled for the shape of its first input.
+
+        OpenVINO computes fixed shapes faster than free ones, and INT8 graphs of a free batch
+        wrongly where GatherND follows (2026.4). A few shapes are kept, the latest ones.
+        """
+        if shape in self._compiled:
+            self._compiled.move_to_end(shape)
+            return self._compiled[shape]
+        graph = self._graph
+        if graph.inputs[0].get_partial_shape().is_dynamic:
+            graph = graph.clone()
+            graph.reshape({graph.inputs[0]: list(shape)})
+        model = self._core.compile_model(graph, "CPU", self._settings)
+        self._compiled[shape] = _Compiled(model, model.create_infer_request())
+        if len(self._compiled) > _SHAPES:
+            self._compiled.popitem(last=False)
+        return self._compiled[shape]
 
     def infer(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Run once; the outputs are views of the runtime's memory until the next call.
@@ -76,7 +110,8 @@ class OpenVinoBackend:
             BackendError: The feed does not fit the graph, or the run fails.
         """
         try:
-            results = self._request.infer(dict(feed), share_inputs=True, share_outputs=True)
+            request = self._ready(feed[self.inputs[0].name].shape).request
+            results = request.infer(dict(feed), share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise BackendError(
                 "inference", f"OpenVINO failed ({_cause(error)})", "check the input's shape"
@@ -97,7 +132,8 @@ class OpenVinoBackend:
 
         # No callback in Python: its thread would want the interpreter's lock just when closing the
         # model, which holds that lock, waits for the thread.
-        queue = ov.AsyncInferQueue(self._compiled, self._streams)
+        compiled = self._ready(feed[self.inputs[0].name].shape).model
+        queue = ov.AsyncInferQueue(compiled, self._streams)
         begun: dict[int, float] = {}
         times: list[tuple[float, float]] = []
 
@@ -123,7 +159,8 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         """Free the compiled model."""
-        del self._request, self._compiled
+        self._compiled.clear()
+        del self._graph, self._core
 
 
 def _info(port: Any) -> TensorInfo:

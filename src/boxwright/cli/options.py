@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _WHOLE_NUMBER = re.compile("[0-9]{1,9}")
 _PRECISIONS = ("fp32", "fp16", "int8")
-_DEPLOYMENTS = ("cpu", "tensorrt")
+_DEPLOYMENTS = ("cpu", "openvino", "tensorrt")
 _OUTPUTS = ("raw", "end2end")
 _NMS = ("onnx", "efficient_nms", "portable")
 
@@ -79,7 +79,7 @@ def conversion_options(function: F) -> F:
         click.option(
             "--deploy",
             metavar="LIST",
-            help="Where INT8 files shall run: cpu (the default), tensorrt; a comma list.",
+            help="Where INT8 files shall run: cpu (the default), openvino, tensorrt; a comma list.",
         ),
         click.option(
             "--calib-images",

@@ -40,6 +40,9 @@ class Anatomy:
         graph = model.graph
         self.graph = graph
         self.deployment = deployment
+        # TensorRT and OpenVINO fuse what stands between layers with them, in float; ONNX Runtime
+        # wants every step integer.
+        self.at_layers = deployment in ("tensorrt", "openvino")
         self.stored = stored_tensors(graph)
         self.floats = _float_tensors(model)
         region = decode_region(graph)
@@ -72,6 +75,8 @@ class Anatomy:
         the way to the latter branches.
         """
         node = self.graph.node[index]
+        if self.deployment == "openvino":
+            return False
         return index in self.kept and len(self._uses(node.output[0])) == 1
 
     def _last(self, weighted: set[int]) -> set[int]:
@@ -98,7 +103,7 @@ class Anatomy:
 
     def _is_integer(self, index: int) -> bool:
         """Whether a node between layers runs on integers."""
-        if self.deployment == "tensorrt":
+        if self.at_layers:
             return False
         node = self.graph.node[index]
         if node.op_type in MOVES or node.op_type in _CLIPS:
@@ -113,7 +118,7 @@ class Anatomy:
         """The tensors that get a pair, in the order of the graph."""
         marked: dict[str, None] = {}
         for index, node in enumerate(self.graph.node):
-            if self.deployment == "tensorrt":
+            if self.at_layers:
                 if index in self.integer:
                     marked[node.input[0]] = None
                 elif self._is_residual(index):

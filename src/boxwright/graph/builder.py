@@ -78,9 +78,23 @@ class GraphBuilder:
         return self.constant(list(values), np.int64)
 
     def slice(self, tensor: str, axis: int, start: int, end: int | None = None) -> str:
-        """Return tensor[start:end] along one axis."""
+        """Return tensor[start:end] along one axis.
+
+        Not to be gathered from: OpenVINO drops a Slice before GatherElements; `part` is for that.
+        """
         stop = _INT64_MAX if end is None else end
         return self.op("Slice", tensor, self.ints(start), self.ints(stop), self.ints(axis))
+
+    def part(self, tensor: str, axis: int, start: int, end: int, size: int) -> str:
+        """Return tensor[start:end] along one axis of `size`, as a Split makes it."""
+        sizes = [n for n in (start, end - start, size - end) if n]
+        if len(sizes) == 1:
+            return tensor
+        if self.opset >= 13:
+            parts = self.node("Split", [tensor, self.ints(*sizes)], len(sizes), axis=axis)
+        else:
+            parts = self.node("Split", [tensor], len(sizes), axis=axis, split=sizes)
+        return parts[1 if start else 0]
 
     def cast(self, tensor: str, to: int) -> str:
         """Cast to an ONNX element type."""
@@ -107,8 +121,6 @@ class GraphBuilder:
 
     def gather_rows(self, tensor: str, index: str, width: int) -> str:
         """Pick rows per picture: (B, A, width) at (B, K) gives (B, K, width)."""
-        if self.opset >= 12:  # OpenVINO wants GatherElements' other sizes equal; GatherND fits all
-            return self.op("GatherND", tensor, self.unsqueeze(index, 2), batch_dims=1)
         wide = self.op("Expand", self.unsqueeze(index, 2), self.ints(1, 1, width))
         return self.op("GatherElements", tensor, wide, axis=1)
 

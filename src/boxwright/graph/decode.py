@@ -83,7 +83,8 @@ def add_decode(
         heads scores is (B, A, 2): score and class id.
     """
     rows = b.op("Transpose", raw, perm=[0, 2, 1]) if layout.axes == "nca" else raw
-    boxes = _decode_box_rows(b, b.slice(rows, 2, 0, 4), layout, input_size, None)
+    total = layout.channel_count(class_count)
+    boxes = _decode_box_rows(b, b.part(rows, 2, 0, 4, total), layout, input_size, None)
     if layout.nms_free:
         score = _activated(b, b.slice(rows, 2, 4, 5), layout)
         return boxes, b.op("Concat", score, b.slice(rows, 2, 5, 6), axis=2)
@@ -111,7 +112,8 @@ def add_candidates(
         return _final_rows(b, raw, layout, input_size, anchor_count)
     channels = 1 if layout.axes == "nca" else 2
     first = 5 if layout.objectness else 4
-    scores = _activated(b, b.slice(raw, channels, first, first + class_count), layout)
+    total = layout.channel_count(class_count)
+    scores = _activated(b, b.part(raw, channels, first, first + class_count, total), layout)
     if layout.objectness:
         scores = b.op("Mul", scores, _activated(b, b.slice(raw, channels, 4, 5), layout))
     if settings.multi_label:
@@ -127,7 +129,7 @@ def add_candidates(
         best, chosen = b.topk(b.reduce("ReduceMax", scores, channels), count, axis=1)
         gather = b.gather_columns if channels == 1 else b.gather_rows
         labels = b.op("ArgMax", gather(scores, chosen, class_count), axis=channels, keepdims=0)
-    values = b.slice(raw, channels, 0, 4)
+    values = b.part(raw, channels, 0, 4, total)
     if channels == 1:
         values = b.op("Transpose", values, perm=[0, 2, 1])
     rows = b.gather_rows(values, chosen, 4)

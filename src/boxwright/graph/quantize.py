@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from boxwright.errors import GraphError
 from boxwright.graph.anatomy import MOVES, Anatomy
 from boxwright.graph.builder import default_opset
+from boxwright.graph.compact import with_half_weights
 from boxwright.types import Deployment
 
 __all__ = [
@@ -113,7 +114,10 @@ def int8_from_fp32(
     missing = [n for n in anatomy.marked if n not in ranges]
     if missing:
         raise GraphError("int8", f"tensor {missing[0]} was not calibrated", "calibrate again")
-    return _Quantisation(model, anatomy, ranges, any_processor and deployment == "cpu").run()
+    paired = any_processor and deployment != "tensorrt"
+    result = _Quantisation(model, anatomy, ranges, paired).run()
+    # TensorRT wants the weights of a convolution as they are
+    return result if deployment == "tensorrt" else with_half_weights(result)
 
 
 class _Quantisation:
@@ -139,6 +143,7 @@ class _Quantisation:
         self.fresh: dict[str, onnx.TensorProto] = {}
         self.restored: dict[str, str] = {}  # tensor -> what comes back out of its pair
         self.layers = frozenset(anatomy.layers)
+        self.shared: dict[tuple[str, Any], str] = {}
 
     def _scales(self, ranges: Mapping[str, Range]) -> dict[str, _Scale]:
         found = {name: self._scale(ranges[name]) for name in self.anatomy.marked}
@@ -166,8 +171,7 @@ class _Quantisation:
             if name in made:
                 self._add_pair(name)
         for index, node in enumerate(self.source.node):
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
+            copy = _without_defaults(node)
             for position, name in enumerate(node.input):
                 if name in self.restored:
                     copy.input[position] = self.restored[name]
@@ -216,8 +220,8 @@ class _Quantisation:
         scale = self.scales[name]
         dtype = np.int8 if scale.signed else np.uint8
         key = self._shortened(name)
-        step = self._store(f"{key}s", np.array(scale.scale, np.float32))
-        zero = self._store(f"{key}z", np.array(scale.zero_point, dtype))
+        step = self._share(f"{key}s", np.array(scale.scale, np.float32))
+        zero = self._share(f"{key}z", np.array(scale.zero_point, dtype))
         quantised, back = f"{key}q", f"{key}f"
         self._node("QuantizeLinear", [name, step, zero], quantised)
         self._node("DequantizeLinear", [quantised, step, zero], back)
@@ -225,6 +229,10 @@ class _Quantisation:
 
     def _shortened(self, name: str) -> str:
         return self.short.setdefault(name, f"int8/{len(self.short)}")
+
+    def _share(self, name: str, value: npt.NDArray[np.generic]) -> str:
+        """Store a number; equal ones are stored once."""
+        return self._store(self.shared.setdefault((value.dtype.str, value.item()), name), value)
 
     def _store(self, name: str, values: npt.NDArray[np.generic]) -> str:
         if name not in self.fresh:
@@ -255,7 +263,11 @@ class _Quantisation:
             ]
             self._node("DequantizeLinear", parts, back, axis=axis)
         copy.input[1] = back
-        if self.symmetric or len(node.input) < 3 or node.input[2] not in self.anatomy.stored:
+        if (
+            self.anatomy.at_layers
+            or len(node.input) < 3
+            or node.input[2] not in self.anatomy.stored
+        ):
             return
         self._quantise_bias(node, copy, scale)
 
@@ -273,6 +285,22 @@ class _Quantisation:
         ]
         self._node("DequantizeLinear", parts, f"{key}f", axis=0)
         copy.input[2] = f"{key}f"
+
+
+def _without_defaults(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a copy of a node without attributes that say what ONNX's defaults say."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    if node.op_type == "Conv":
+        del copy.attribute[:]
+        copy.attribute.extend(a for a in node.attribute if not _is_default(a))
+    return copy
+
+
+def _is_default(attribute: onnx.AttributeProto) -> bool:
+    if attribute.name == "dilations":
+        return set(attribute.ints) == {1}
+    return bool(attribute.name == "group" and attribute.i == 1)
 
 
 def _largest_pair(values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:

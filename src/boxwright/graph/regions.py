@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-__all__ = ["decode_region", "is_weighted", "stored_tensors"]
+__all__ = ["WEIGHTED", "decode_region", "is_weighted", "stored_tensors"]
 
 WEIGHTED = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "ConvInteger", "QLinearConv"}
@@ -39,14 +39,14 @@ def decode_region(graph: onnx.GraphProto) -> set[int]:
 
 
 def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Return by name what a graph holds: initializers, constants, and dequantised initializers."""
+    """Return by name what a graph holds: initializers, constants, also cast or dequantised."""
     stored = {i.name: i for i in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value":
                     stored[node.output[0]] = attribute.t
-        elif node.op_type == "DequantizeLinear" and node.input[0] in stored:
+        elif node.op_type in ("DequantizeLinear", "Cast") and node.input[0] in stored:
             stored[node.output[0]] = stored[node.input[0]]
     return stored
 

@@ -7,6 +7,7 @@ import logging
 import onnx
 
 from boxwright.errors import GraphError
+from boxwright.graph.compact import with_small_constants
 
 __all__ = ["simplified"]
 
@@ -33,4 +34,4 @@ def simplified(model: onnx.ModelProto, what: str) -> onnx.ModelProto:
     outputs = [o.name for o in model.graph.output]
     if [o.name for o in slim.graph.output] != outputs:
         raise GraphError(what, "onnxslim changed the outputs", "export with --no-simplify")
-    return slim
+    return with_small_constants(slim)
