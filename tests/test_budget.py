@@ -115,7 +115,7 @@ def words(folder: Path, *more: object) -> list[object]:
 def test_run_keeps_a_budget_and_records_how(cli, place, labelled):
     done = cli(*words(labelled, "--max-drop", "0.2"))
     assert done.code == 0, done.err
-    assert "INT8 loses" in done.err
+    assert "INT8 for cpu loses" in done.err
     manifest = json.loads((place / "o" / "text_block" / "manifest.json").read_text())
     budget = manifest["files"]["text_block.int8.onnx"]["record"]["budget"]
     assert budget["within"] and budget["reference"] - budget["measured"] <= 0.2

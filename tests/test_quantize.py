@@ -42,10 +42,10 @@ def raw_model(tmp_path: Path, family: str) -> RawModel:
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    """The embedded detector and its calibration for both deployments."""
+    """The embedded detector and its calibration for each deployment."""
     raw = raw_model(tmp_path_factory.mktemp("s"), "sample")
     pages = [generate_page(s).image for s in (30_000, 30_001)]
-    found = {d: calibrate(raw.model, raw.spec, pages, d) for d in ("cpu", "tensorrt")}
+    found = {d: calibrate(raw.model, raw.spec, pages, d) for d in ("cpu", "openvino", "tensorrt")}
     return raw, found
 
 
@@ -59,7 +59,7 @@ def pairs_before(model: onnx.ModelProto, tensor: str) -> bool:
     return back.input[0] in stored or made[back.input[0]].op_type == "QuantizeLinear"
 
 
-@pytest.mark.parametrize("deployment", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("deployment", ["cpu", "openvino", "tensorrt"])
 def test_every_inner_layer_is_integer_and_the_head_is_not(sample, deployment):
     raw, calibrations = sample
     model = int8_from_fp32(raw.model, calibrations[deployment].ranges, deployment)
@@ -100,7 +100,7 @@ def test_both_inputs_of_each_residual_addition_have_a_pair(sample):
         assert all(pairs_before(model, name) for name in node.input), node.name
 
 
-@pytest.mark.parametrize("deployment", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("deployment", ["cpu", "openvino", "tensorrt"])
 @pytest.mark.parametrize("family", MAKERS)
 def test_every_family_quantises_and_runs(tmp_path, family, deployment):
     raw = raw_model(tmp_path, family)
