@@ -51,6 +51,14 @@ def test_the_demo_leaves_pictures_truth_and_a_summary(made):
     assert truth["categories"] == [{"id": 1, "name": "text_block"}]
     text = (made.folder / "summary.md").read_text()
     assert "6 of 6 files proven" in text and "boxwright run yours.pt" in text
+    page = made.folder / "text_block" / "report.html"
+    assert str(page) in text
+    shown = page.read_text(encoding="utf-8")
+    assert "text_block.int8.end2end.onnx" in shown and made.outcome.report.choice.file in shown
+    rows = made.outcome.report.accuracy
+    assert {r.runtime for r in rows} == {"onnxruntime"} and len(rows) == 7
+    assert all(r.accuracy.map50_95 > 0.85 for r in rows)
+    assert len(made.outcome.report.benchmark.measured) == 7
 
 
 def test_the_demo_again_skips_and_replaces_its_own(made):

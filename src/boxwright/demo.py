@@ -15,6 +15,7 @@ from boxwright.boxes import iou_matrix
 from boxwright.errors import RequestError, StoreError
 from boxwright.outcome import Listener, Outcome
 from boxwright.sources import SourceRequest
+from boxwright.store import PAGE_FILE
 from boxwright.types import FloatArray
 
 if TYPE_CHECKING:
@@ -261,22 +262,25 @@ def summary_text(result: DemoResult) -> str:
     proven = sum(1 for r in rows if r.parity is not None and r.parity.passed)
     folder = result.folder
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
+    choice = result.outcome.report.choice if result.outcome.report else None
     lines = [
         f"{proven} of {len(rows)} files proven against their source; "
         f"{found} of {true} text blocks found on {len(result.found)} pages, "
         f"{wrong} wrong boxes (IoU {_IOU}, {result.file.name}).",
         "",
-        f"- files and report: {result.file.parent}",
+        f"- report:           {result.file.parent / PAGE_FILE} (open it in a browser)",
+        f"- files:            {result.file.parent}",
         f"- pages and truth:  {folder / 'pages'}",
         f"- drawings:         {folder / 'drawn'}",
         f"- ran on:           {result.runs_on}",
         f"- took:             {took}",
+        *([f"- to ship here:     {choice.file}. {choice.reason}"] if choice else []),
         "",
         "Next, with a checkpoint of your own:",
         "",
         '    pip install "boxwright[export]"     # reads .pt files; detecting does not need it',
         "    boxwright run yours.pt --precision fp32,fp16,int8 --outputs raw,end2end \\",
-        "        --images pictures/ --calib-images other-pictures/",
+        "        --data labelled.yaml --calib-images other-pictures/ --max-drop 0.005",
         "    boxwright predict runs/yours/yours.fp32.end2end.onnx pictures/ --out drawn/",
     ]
     return "\n".join(lines) + "\n"
