@@ -2,8 +2,8 @@
 
 Both calibrate on the same half of the pictures and are measured on the other. Each accuracy is
 given by both projects' own evaluation where it can run the file, so that each drop is against the
-FP32 file in the same evaluation. Time goes round picture by picture, each file in its own process; the
-baseline is Ultralytics' FP32 ONNX file.
+FP32 file in the same evaluation. Time goes round picture by picture, each file in its own process;
+the baseline is Ultralytics' FP32 ONNX file.
 
 Run: `python benchmarks/int8_vs_ultralytics.py yolo11n.pt images/train2017 labels/train2017`
 (Ultralytics' OpenVINO INT8 needs `nncf`; without it that row is missing, and the output says so.)

@@ -13,7 +13,7 @@ from boxwright.errors import SourceError
 from boxwright.store import write_atomic
 from boxwright.types import Deployment
 
-__all__ = ["Cached", "add_to_cache", "read_cache"]
+__all__ = ["Cached", "add_to_cache", "cached_pictures", "read_cache"]
 
 _SCHEMA = 1
 
@@ -57,6 +57,19 @@ def add_to_cache(
     known[deployment] = {**calibration.as_dict(), "files": list(pictures)}
     content = {"schema": _SCHEMA, "graph": graph, "deployments": known}
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def cached_pictures(path: Path) -> list[str]:
+    """Return the SHA-256 of each picture that a cache was made of.
+
+    Raises:
+        SourceError: It is damaged.
+    """
+    known = _loaded(path)["deployments"]
+    try:
+        return [str(f) for one in list(known.values())[:1] for f in one["files"]]
+    except (KeyError, TypeError):
+        raise _damaged(path) from None
 
 
 def read_cache(path: Path, graph: str, deployment: Deployment) -> Cached:

@@ -357,8 +357,8 @@ def _data_key(dataset: Dataset) -> str:
 
 def _evenly(values: Sequence[Any], count: int) -> list[Any]:
     """Return at most so many of some values, evenly spaced."""
-    if len(values) <= count:
-        return list(values)
+    if len(values) <= count or not count:
+        return list(values) if count else []
     step = len(values) / count
     return [values[int(i * step)] for i in range(count)]
 

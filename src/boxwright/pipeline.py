@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from boxwright import catalog
+from boxwright.calibration_cache import cached_pictures
 from boxwright.errors import RequestError
 from boxwright.evidence import installed_runtimes
 from boxwright.job import Job
@@ -77,7 +78,7 @@ def run(
     if recipe.verify and not pictures and dataset is not None:
         paths = [item.path for item in dataset.items if item.path is not None]
         pictures = _evenly(paths, min(recipe.max_images, _PICTURES_OF_DATA))
-    plan = make_plan(recipe, resolved, out, calibration, data_key)
+    plan = make_plan(recipe, resolved, out, _calibration_key(recipe, calibration), data_key)
     keys = _parity_keys(plan, recipe, pictures) if recipe.verify else {}
     if dry_run:
         seen = Store.peek(plan.folder)
@@ -147,6 +148,18 @@ def _calibration_files(recipe: Recipe) -> list[Path]:
     from boxwright.images import expand_paths
 
     return _evenly(expand_paths(options.images), options.count)
+
+
+def _calibration_key(recipe: Recipe, files: list[Path]) -> str:
+    """Return a hash of the pictures that were or will be calibrated on, cached or not."""
+    if not files:
+        return ""
+    cache = recipe.calibration.cache
+    if cache and files == [Path(cache)]:
+        hashes = cached_pictures(files[0])
+    else:
+        hashes = [sha256_of_file(p) for p in files]
+    return hash_of(hashes)[:16]
 
 
 def _check_budget(recipe: Recipe) -> None:

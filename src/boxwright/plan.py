@@ -77,7 +77,7 @@ def make_plan(
     recipe: Recipe,
     resolved: Resolved,
     out: Path,
-    calibration: Sequence[Path] = (),
+    calibration_key: str = "",
     data_key: str = "",
 ) -> Plan:
     """Lay out the steps for a recipe, parents first, without looking at the run directory.
@@ -86,7 +86,7 @@ def make_plan(
         recipe: What is asked for.
         resolved: The source.
         out: Parent of the run directory.
-        calibration: Pictures, or the one cache file, that INT8 files depend on.
+        calibration_key: Hash of the pictures that INT8 files depend on.
         data_key: Hash of the labelled pictures that an accuracy budget depends on.
     """
     request = resolved.request
@@ -134,7 +134,7 @@ def make_plan(
                 "precision": "int8",
                 "deployment": target.deployment,
                 "method": recipe.calibration.method,
-                "calibration": hash_of([sha256_of_file(p) for p in calibration])[:16],
+                "calibration": calibration_key,
             }
             settings |= budget
             if recipe.calibration.method == "auto":
