@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from boxwright.benchmark import BenchmarkResult, BenchmarkSettings
     from boxwright.measurement.tables import Table
 
-__all__ = ["command", "counts_from_text"]
+__all__ = ["command", "counts_from_text", "print_table"]
 
 _RUNTIMES = ("auto", "onnxruntime", "openvino", "pytorch")
 _QUICK = {"iterations": 10, "warmup": 2}
@@ -196,14 +196,15 @@ def _print(result: BenchmarkResult, style: str) -> None:
         click.echo(tables.markdown_from_result(result), nl=False)
     else:
         for table in tables.tables_of(result):
-            _print_table(table)
+            print_table(table)
         click.echo(f"pictures: {result.pictures}")
     if style in ("text", "json", "csv"):
         for line in tables.noise_lines(result):
             click.echo(line if style == "text" else f"boxwright: {line}", err=style != "text")
 
 
-def _print_table(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Print a table, wide where nobody watches."""
     from rich.console import Console
     from rich.table import Table as RichTable
 

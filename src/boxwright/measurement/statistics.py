@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RESAMPLES", "median", "median_ratio_interval", "samples_by_round"]
+__all__ = [
+    "RESAMPLES",
+    "median",
+    "median_interval",
+    "median_ratio_interval",
+    "samples_by_round",
+]
 
 Rounds = Sequence[Sequence[float]]
 
@@ -34,6 +40,32 @@ def samples_by_round(samples: Sequence[float], numbers: Sequence[int]) -> list[l
     for sample, number in zip(samples, numbers, strict=True):
         rounds.setdefault(number, []).append(sample)
     return [rounds[number] for number in sorted(rounds)]
+
+
+def median_interval(
+    rounds: Rounds, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95
+) -> tuple[float, float, float] | None:
+    """Return the median and its interval, by percentile bootstrap over whole rounds.
+
+    Args:
+        rounds: Samples of each round.
+        seed: Of the draws.
+        resamples: How many.
+        confidence: Of the interval, 0..1.
+
+    Returns:
+        (median, low, high), or None with fewer than five rounds.
+
+    >>> median_interval([[4.0]] * 6), median_interval([[4.0]] * 4)
+    ((4.0, 4.0, 4.0), None)
+    """
+    if len(rounds) < _LEAST_ROUNDS:
+        return None
+    rng = np.random.default_rng(seed)
+    medians = _medians(rounds, rng.integers(0, len(rounds), (resamples, len(rounds))))
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(medians, [tail, 100.0 - tail])
+    return median([v for r in rounds for v in r]), float(low), float(high)
 
 
 def median_ratio_interval(
