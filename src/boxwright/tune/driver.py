@@ -36,6 +36,7 @@ _FEW = 6  # so many go to the final round without another one before
 _FIRST = 10  # samples of each candidate in the first round; doubled from round to round
 _ROUNDS = 3
 _WARMUP = 2
+_MANY_PICTURES = 500
 
 
 def tune(
@@ -373,9 +374,15 @@ class _Tuning:
 
     def _cautions(self, winner: Candidate | None) -> list[str]:
         """Return what the reader should know before relying on the winner."""
-        if winner is None:
-            return []
         cautions = []
+        pictures = {figures.pictures for figures in self.accuracies.measured.values()}
+        if pictures and min(pictures) < _MANY_PICTURES:
+            cautions.append(
+                f"accuracy was measured on {min(pictures)} pictures, which are few: differences of "
+                "some thousandths of mAP50-95 mean little"
+            )
+        if winner is None:
+            return cautions
         noise = winner.measured.noise if winner.measured else None
         if noise is not None and noise.verdict == "noisy":
             cautions.append(

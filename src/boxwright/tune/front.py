@@ -210,7 +210,7 @@ def choose(rivals: Sequence[Rival], *, seed: int = 0) -> Choice | None:
     paired by round, holds 1 (or who has too few rounds to tell). None where nobody is within the
     budgets.
 
-    >>> quick = Rival("quick", [[9.9], [10.1]] * 3, (2,))
+    >>> quick = Rival("quick", [[9.8], [10.1]] * 3, (2,))
     >>> choose([quick, Rival("simple", [[10.0]] * 6, (1,))])
     Choice(winner='simple', fastest='quick', tied=('simple',))
     """

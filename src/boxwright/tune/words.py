@@ -19,8 +19,8 @@ def why_winner(winner: Candidate, choice: Choice, candidates: Sequence[Candidate
         figures += f", mAP50-95 {winner.map50_95:.4f} (drop {winner.drop:+.4f})"
     if not choice.tied:
         rivals = sum(c.eligible for c in candidates)
-        alone = "the only one" if rivals == 1 else f"the fastest of {rivals}"
-        return f"{figures}; {alone} within the budgets in the final round"
+        alone = "the only one" if rivals == 1 else f"the fastest of the {rivals}"
+        return f"{figures}; {alone} in the final round that may win"
     rule = "fewer threads, then FP32 before FP16 before INT8, then ONNX Runtime, then raw outputs"
     if winner.name == choice.fastest:
         return (
