@@ -10,9 +10,9 @@ import pytest
 from test_quantize import pairs_before, raw_model
 from tiny_models import pictures
 
-from boxwright.budget import Sensitivity, measure_sensitivities, search_budget
+from boxwright.budget import Lossy, Sensitivity, measure_sensitivities, search_budget
 from boxwright.calibrate import calibrate
-from boxwright.graph.quantize import Range, quantisable_layers
+from boxwright.graph.quantize import Range, int8_from_fp32, quantisable_layers
 from boxwright.sample import generate_page, onnx_file
 from boxwright.sample.pages_on_disk import coco_bytes, png_bytes, sample_pages
 
@@ -23,6 +23,15 @@ def tiny(tmp_path_factory):
     raw = raw_model(tmp_path_factory.mktemp("b"), "sample")
     ranges = calibrate(raw.model, raw.spec, [generate_page(30_000).image], "cpu").ranges
     return raw, ranges, quantisable_layers(raw.model)
+
+
+def integer(model, ranges, deployment: str) -> Lossy:
+    """INT8, as the search sees it."""
+
+    def build(kept):
+        return int8_from_fp32(model, ranges, deployment, keep_float=kept)
+
+    return Lossy("INT8", tuple(quantisable_layers(model)), build)
 
 
 def float_layers(model, layers: list[str]) -> set[str]:
@@ -45,7 +54,7 @@ def test_the_search_finds_the_fewest_float_layers(tiny, needed):
         asked.append(True)
         return [Sensitivity(name, 1.0 / (i + 1)) for i, name in enumerate(order)]
 
-    result = search_budget(raw.model, ranges, "cpu", ranked, measure, 0.5, 0.005)
+    result = search_budget(integer(raw.model, ranges, "cpu"), ranked, measure, 0.5, 0.005)
     assert result.within and result.drop <= 0.005
     assert set(result.kept) == guilty == float_layers(result.model, layers)
     assert bool(asked) == (needed > 0), "layers are measured only when they have to be"
@@ -55,7 +64,7 @@ def test_the_search_finds_the_fewest_float_layers(tiny, needed):
 def test_a_budget_that_cannot_hold_says_so(tiny):
     raw, ranges, layers = tiny
     result = search_budget(
-        raw.model, ranges, "cpu", lambda: [Sensitivity(n, 1.0) for n in layers],
+        integer(raw.model, ranges, "cpu"), lambda: [Sensitivity(n, 1.0) for n in layers],
         lambda _: 0.1, 0.5, 0.005,
     )  # fmt: skip
     assert not result.within and result.drop == pytest.approx(0.4)
@@ -72,7 +81,9 @@ def test_the_broken_layer_is_the_most_sensitive(tmp_path):
     readers = {
         n.name for n in raw.model.graph.node if n.name in layers and n.input[0] == victim.input[0]
     }
-    found = measure_sensitivities(raw.model, raw.spec, ranges, "tensorrt", pictures(2))
+    found = measure_sensitivities(
+        raw.model, raw.spec, integer(raw.model, ranges, "tensorrt"), pictures(2)
+    )
     assert sorted(s.layer for s in found) == sorted(layers)
     assert found[0].layer in readers
     assert [s.error for s in found] == sorted((s.error for s in found), reverse=True)
@@ -153,8 +164,10 @@ def test_data_that_shows_nothing_holds_no_budget(cli, place, labelled):
     ("more", "found"),
     [
         (["--precision", "int8", "--calib-images", "pics", "--max-drop", "0.01"], "needs --data"),
-        (["--precision", "int8", "--calib-images", "pics", "--data", "d"], "needs --max-drop"),
-        (["--data", "d", "--max-drop", "0.01"], "no INT8 file is asked for"),
+        (["--precision", "int8", "--calib-images", "pics", "--data", "d"], "no such"),
+        (["--data", "d", "--max-drop", "0.01"], "no INT8 or FP16 file is asked for"),
+        (["--max-data", "5"], "it needs --data"),
+        (["--precision", "int8", "--calib-images", "pics", "--calib-method", "auto"], "--data"),
         (["--precision", "int8", "--calib-images", "pics", "--data", "d", "--max-drop", "2"], "2"),
     ],
 )

@@ -10,7 +10,13 @@ import pytest
 
 import boxwright
 from boxwright import catalog
-from boxwright.recipe import NmsOptions, Recipe, recipe_from_mapping
+from boxwright.recipe import (
+    CalibrationOptions,
+    MeasureOptions,
+    NmsOptions,
+    Recipe,
+    recipe_from_mapping,
+)
 from boxwright.verify import TOLERANCES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +84,8 @@ def test_the_recipe_page_names_every_key_and_is_valid():
     data = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
     assert set(data) == set(Recipe.model_fields)
     assert set(data["nms"]) == set(NmsOptions.model_fields)
+    assert set(data["measure"]) == set(MeasureOptions.model_fields)
+    assert set(data["calibration"]) == set(CalibrationOptions.model_fields)
     assert recipe_from_mapping(data, "docs").source == "models/yolo11n.pt"
 
 

@@ -197,7 +197,13 @@ def test_clean_removes_what_runs_built_and_nothing_else(place, cli):
     assert ran.code == 0
     assert "tiny.fp32.end2end.onnx" in ran.out
     assert "kept out/tiny/tiny.fp32.onnx, since it was changed" in ran.err
-    assert _names(folder) == {"mine.txt", "report.json", "tiny.fp32.onnx"}
+    assert _names(folder) == {
+        "mine.txt",
+        "recipe.yaml",
+        "report.html",
+        "report.json",
+        "tiny.fp32.onnx",
+    }
 
 
 def test_clean_waits_for_no_run(place, cli):

@@ -1,7 +1,7 @@
-"""The accuracy budget: which layers go back to float so that INT8 costs no more than allowed.
+"""The accuracy budget: which layers go back to FP32 so that a file costs no more than allowed.
 
-Layers are tried in the order of their sensitivity, which is measured: one layer alone is made
-integer, and the outputs of the network are compared with those of FP32 on a few pictures.
+Layers are tried in the order of their sensitivity, which is measured: one layer alone is converted,
+and the outputs of the network are compared with those of FP32 on a few pictures.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from boxwright import boxes, catalog
 from boxwright.backends import BackendOptions
 from boxwright.detector import Detector
 from boxwright.graph.io import bytes_from_model
-from boxwright.graph.quantize import Range, int8_from_fp32, quantisable_layers
-from boxwright.types import Deployment, FloatArray, Image, ModelSpec
+from boxwright.types import FloatArray, Image, ModelSpec
 
-__all__ = ["BudgetResult", "Sensitivity", "measure_sensitivities", "search_budget"]
+__all__ = ["BudgetResult", "Lossy", "Sensitivity", "measure_sensitivities", "search_budget"]
 
 _STANDS_OUT = 0.1  # anchors that score less in FP32 are background
 _PIXELS = 32.0  # so many pixels of box weigh as much as the whole of a score
@@ -29,7 +28,7 @@ _PIXELS = 32.0  # so many pixels of box weigh as much as the whole of a score
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """How far the outputs move when one layer alone is integer.
+    """How far the outputs move when one layer alone is converted.
 
     Attributes:
         layer: Name of its node.
@@ -42,15 +41,30 @@ class Sensitivity:
 
 
 @dataclass(frozen=True, slots=True)
+class Lossy:
+    """A conversion that costs accuracy, layer by layer.
+
+    Attributes:
+        name: What it makes, in words.
+        layers: Nodes that can each stay in FP32.
+        build: Returns the graph with the named layers in FP32.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    build: Callable[[Sequence[str]], onnx.ModelProto]
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetResult:
     """What a search found.
 
     Attributes:
-        model: The INT8 graph that was accepted, or the best that was seen.
-        kept: Layers that stay in float.
-        layers: How many could be integer.
+        model: The graph that was accepted, or the best that was seen.
+        kept: Layers that stay in FP32.
+        layers: How many could be converted.
         reference, measured: Accuracy of FP32 and of `model`.
-        tried: (layers in float, accuracy) of each graph that was measured.
+        tried: (layers in FP32, accuracy) of each graph that was measured.
         within: The budget holds.
     """
 
@@ -82,33 +96,29 @@ class BudgetResult:
 def measure_sensitivities(
     model: onnx.ModelProto,
     spec: ModelSpec,
-    ranges: Mapping[str, Range],
-    deployment: Deployment,
+    lossy: Lossy,
     pictures: Sequence[Path | Image],
     *,
     threads: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Sensitivity]:
-    """Measure every layer that can be integer; the most sensitive comes first.
+    """Measure every layer that can lose accuracy; the most sensitive comes first.
 
     Args:
         model: FP32 raw graph.
         spec: How it is fed and read.
-        ranges: Of its tensors.
-        deployment: Where the INT8 graph shall run.
+        lossy: What the layers become.
         pictures: A few that show objects.
         threads: CPU threads.
         advance: Called with 1 for each layer.
     """
-    layers = quantisable_layers(model)
     detector = _opened(model, spec, threads)
     feeds = [detector.preprocess([Detector.read(p)])[0].copy() for p in pictures]
     expected = [_decoded(detector, feed) for feed in feeds]
     found = []
-    for layer in layers:
-        others = [name for name in layers if name != layer]
-        alone = int8_from_fp32(model, ranges, deployment, keep_float=others)
-        candidate = _opened(alone, spec, threads)
+    for layer in lossy.layers:
+        others = [name for name in lossy.layers if name != layer]
+        candidate = _opened(lossy.build(others), spec, threads)
         errors = [
             _error(want, _decoded(candidate, f)) for want, f in zip(expected, feeds, strict=True)
         ]
@@ -140,40 +150,37 @@ def _error(want: tuple[FloatArray, FloatArray], got: tuple[FloatArray, FloatArra
     if not chosen.any():
         chosen = want[1] >= np.sort(want[1])[-min(20, len(want[1]))]
     score = np.abs(want[1] - got[1])[chosen]
-    box = np.abs(want[0] - got[0]).max(axis=-1)[chosen]
-    return float(score.mean() + np.minimum(box / _PIXELS, 1.0).mean())
+    box = np.minimum(np.abs(want[0] - got[0]).max(axis=-1)[chosen] / _PIXELS, 1.0)
+    # FP16 can overflow: what is no number is as wrong as can be
+    return float(np.nan_to_num(score, nan=1.0).mean() + np.nan_to_num(box, nan=1.0).mean())
 
 
 def search_budget(
-    model: onnx.ModelProto,
-    ranges: Mapping[str, Range],
-    deployment: Deployment,
+    lossy: Lossy,
     order: Callable[[], Sequence[Sensitivity]],
     measure: Callable[[onnx.ModelProto], float],
     reference: float,
     max_drop: float,
 ) -> BudgetResult:
-    """Return the INT8 graph with the fewest float layers that keeps a budget.
+    """Return the graph with the fewest layers in FP32 that keeps a budget.
 
-    All layers integer is tried first; then the 1, 2, 4, 8, ... most sensitive go back to float
-    until the budget holds; then the smallest number between the last two is looked for by halving.
+    None is tried first; then the 1, 2, 4, 8, ... most sensitive go back to FP32 until the budget
+    holds; then the smallest number between the last two is looked for by halving.
 
     Args:
-        model: FP32 raw graph.
-        ranges: Of its tensors.
-        deployment: Where the INT8 graph shall run.
+        lossy: What the layers become.
         order: Returns the layers, the most sensitive first; asked only when it is needed.
         measure: Accuracy of a graph.
         reference: Accuracy of FP32.
         max_drop: The most that may be lost.
     """
-    count = len(quantisable_layers(model))
+    count = len(lossy.layers)
     tried: dict[int, tuple[float, onnx.ModelProto, tuple[str, ...]]] = {}
     ranked: list[str] = []
 
     def attempt(kept_count: int) -> bool:
         kept = tuple(ranked[:kept_count])
-        graph = int8_from_fp32(model, ranges, deployment, keep_float=kept)
+        graph = lossy.build(kept)
         tried[kept_count] = (measure(graph), graph, kept)
         return reference - tried[kept_count][0] <= max_drop
 

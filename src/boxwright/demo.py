@@ -121,7 +121,11 @@ def run_demo(
     calibration = _write_pages(folder / "calibration", sample_pages(CALIBRATION_SEEDS))
     write_atomic(folder / "pages" / "truth.json", coco_bytes(labelled))
     lap("generate")
-    outcome = run(_recipe(str(source), wanted, calibration, threads), folder, listener=listener)
+    outcome = run(
+        _recipe(str(source), wanted, calibration, folder / "pages" / "truth.json", threads),
+        folder,
+        listener=listener,
+    )
     lap("export and verify")
     file = next(r.path for r in outcome.rows if r.path.name.endswith(".fp32.end2end.onnx"))
     listener.note(f"detect with {file.name}")
@@ -194,7 +198,7 @@ def _empty(folder: Path, keep: Sequence[Path], suffix: str) -> None:
 
 
 def _recipe(
-    source: str, pictures: list[Path], calibration: list[Path], threads: int | None
+    source: str, pictures: list[Path], calibration: list[Path], truth: Path, threads: int | None
 ) -> Recipe:
     from boxwright.recipe import recipe_from_mapping
 
@@ -208,6 +212,8 @@ def _recipe(
         "targets": targets,
         "images": [str(p) for p in pictures],
         "calibration": {"images": [str(p) for p in calibration]},
+        "data": str(truth),
+        "measure": {"seconds": 0.5},
         "threads": threads,
     }
     return recipe_from_mapping(data, "demo")

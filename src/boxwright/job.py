@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +13,24 @@ from boxwright.errors import CheckFailedError
 from boxwright.outcome import Listener, Row
 from boxwright.plan import Plan, Step
 from boxwright.recipe import Recipe
-from boxwright.report import Made, Report
+from boxwright.report import Report
+from boxwright.reporting import write_report
 from boxwright.resolve import Resolved
-from boxwright.store import Entry, Store, sha256_of_bytes, write_atomic
+from boxwright.store import Entry, Store, sha256_of_bytes
 from boxwright.types import (
     Artifact,
     Image,
     ModelSpec,
     NmsSettings,
     Parity,
-    Target,
-    TensorInfo,
 )
 
 if TYPE_CHECKING:
     import onnx
 
+    from boxwright.datasets import Dataset
     from boxwright.detector import Detector
+    from boxwright.quantization import Converter
 
 __all__ = ["Job"]
 
@@ -49,7 +49,10 @@ class Job:
         pictures: list[Path],
         parity_keys: dict[str, str],
         calibration: list[Path],
+        dataset: Dataset | None,
         listener: Listener,
+        command: str = "",
+        measure_again: bool = False,
     ) -> None:
         self.recipe = recipe
         self.resolved = resolved
@@ -58,9 +61,14 @@ class Job:
         self.pictures: list[Path | Image] = list(pictures)
         self.parity_keys = parity_keys
         self.calibration = calibration
+        self.dataset = dataset
         self.listener = listener
+        self.command = command
+        self.measure_again = measure_again
+        self.report: Report | None = None
         self.rows: list[Row] = []
         self._reference: Detector | None = None
+        self._lossy: Converter | None = None
         self._models: dict[str, onnx.ModelProto] = {}
         self._budgets: dict[str, dict[str, Any] | None] = {}
 
@@ -86,7 +94,17 @@ class Job:
             elif self.store.entries[step.file].state == "built":
                 self.store.publish(step.file, "published")
             self._add_row(step, "rejected" if step in failed else _DONE[step.action], parity)
-        self._write_report()
+        self.report = write_report(
+            self.store,
+            self.recipe,
+            self.resolved,
+            source=self._open_reference,
+            dataset=self.dataset,
+            pictures=self.pictures,
+            command=self.command,
+            again=self.measure_again,
+            listener=self.listener,
+        )
         if failed:
             raise CheckFailedError(*self._failure(failed))
 
@@ -155,21 +173,26 @@ class Job:
             raw = self.resolved.source.export(self.resolved.request)
             return raw.model, raw.spec, None
         parent, spec = self._parent(step.parent)
-        if step.kind == "fp16":
-            from boxwright.graph.precision import fp16_from_fp32
-
-            return fp16_from_fp32(parent), spec, None
-        if step.kind == "int8":
-            from boxwright.quantization import quantised
-
-            model, self._budgets[step.file] = quantised(
-                parent, spec, self.calibration, self.recipe, step.target.deployment, self.listener
-            )
+        if step.kind in ("fp16", "int8"):
+            convert = self._converter(spec)
+            if step.kind == "fp16":
+                model, self._budgets[step.file] = convert.half(parent, self._pictures(spec))
+            else:
+                model, self._budgets[step.file] = convert.integer(parent, step.target.deployment)
             return model, spec, None
         from boxwright.graph.end2end import add_end2end
 
         nms = self.recipe.nms_settings(spec.score_threshold, spec.iou_threshold)
         return add_end2end(parent, spec, nms, step.target), spec, nms
+
+    def _converter(self, spec: ModelSpec) -> Converter:
+        from boxwright.quantization import Converter
+
+        if self._lossy is None:
+            self._lossy = Converter(
+                spec, self.recipe, self.calibration, self.dataset, self.listener
+            )
+        return self._lossy
 
     def _parent(self, file: str) -> tuple[onnx.ModelProto, ModelSpec]:
         from boxwright.graph.io import model_from_file, read_stamp
@@ -180,14 +203,20 @@ class Job:
         assert stamp is not None, f"{file} was made by this program"
         return self._models[file], stamp.spec
 
+    def _pictures(self, spec: ModelSpec) -> list[Path | Image]:
+        """Return the pictures to verify on; generated ones where none were named."""
+        from boxwright.pictures import generated_pictures
+
+        if not self.pictures:
+            self.pictures = [*generated_pictures(spec.input_size, seed=self.recipe.seed)]
+        return self.pictures
+
     def _prove(self, steps: list[Step]) -> None:
         """Verify files together, so that the source runs once for each picture."""
-        from boxwright.pictures import generated_pictures
         from boxwright.verify import Candidate, choose_threshold, verify
 
         reference = self._open_reference()
-        if not self.pictures:
-            self.pictures = [*generated_pictures(reference.spec.input_size, seed=self.recipe.seed)]
+        self._pictures(reference.spec)
         candidates: dict[str, Candidate] = {}
         lowered: dict[str, float] = {}
         for step in steps:
@@ -302,44 +331,6 @@ class Job:
         size = path.stat().st_size
         self.rows.append(Row(path, action, size, self.store.entries[step.file].sha256, parity))
 
-    def _write_report(self) -> None:
-        """Write report.json, unless the same facts are there already."""
-        from datetime import datetime, timezone
-
-        artifacts, parity = [], {}
-        for name, entry in sorted(self.store.entries.items()):
-            if entry.state == "built":
-                continue
-            artifacts.append(_made(name, entry))
-            if entry.parity:
-                parity[name] = Parity.from_dict(entry.parity)
-        report = Report(
-            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            boxwright=__version__,
-            name=self._spec().name,
-            command="",
-            request=self.recipe.model_dump(mode="json"),
-            source=self.store.source,
-            environment=describe_environment(),
-            artifacts=tuple(artifacts),
-            parity=parity,
-        )
-        data, path = report.as_dict(), self.store.folder / "report.json"
-        untouched = all(row.action == "skipped" for row in self.rows)
-        if untouched and _tells(path, data["artifacts"], data["parity"]):
-            return
-        write_atomic(path, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
-
-
-def _tells(path: Path, artifacts: Any, parity: Any) -> bool:
-    """Whether a report is there that tells these facts; a crash may have come before it."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        facts = json.loads(json.dumps([artifacts, parity]))
-        return bool([known["artifacts"], known["parity"]] == facts)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
 
 def _record(artifact: Artifact, nms: NmsSettings | None, size_bytes: int) -> dict[str, Any]:
     return {
@@ -351,27 +342,6 @@ def _record(artifact: Artifact, nms: NmsSettings | None, size_bytes: int) -> dic
         "made_with": dict(artifact.made_with),
         "size_bytes": size_bytes,
     }
-
-
-def _made(name: str, entry: Entry) -> Made:
-    record = entry.record
-
-    def tensors(values: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
-        return tuple(TensorInfo(v["name"], v["dtype"], tuple(v["shape"])) for v in values)
-
-    artifact = Artifact(
-        path=Path(name),
-        sha256=entry.sha256,
-        spec=ModelSpec.from_dict(record["spec"]),
-        target=Target.from_dict(record["target"]),
-        inputs=tensors(record["inputs"]),
-        outputs=tensors(record["outputs"]),
-        parent=entry.parent,
-        made_with=record["made_with"],
-    )
-    nms = NmsSettings.from_dict(record["nms"]) if record["nms"] else None
-    assert entry.state != "built", "only files in place are told of"
-    return Made(artifact, entry.state, int(record["size_bytes"]), nms, record.get("budget"))
 
 
 def _with_note(parity: Parity, note: str) -> Parity:

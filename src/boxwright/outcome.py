@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from boxwright.plan import Plan
+from boxwright.report import Report
 from boxwright.types import Parity
 
 __all__ = ["Listener", "Outcome", "Row"]
@@ -52,9 +53,11 @@ class Outcome:
         plan: What was to be done.
         rows: The files that were asked for.
         downloaded: Files of a download.
+        report: Everything that is known of the files; None when only a download was asked for.
     """
 
     folder: Path | None
     plan: Plan | None = None
     rows: list[Row] = field(default_factory=list)
     downloaded: list[Path] = field(default_factory=list)
+    report: Report | None = None

@@ -10,10 +10,12 @@ from boxwright.job import Job
 from boxwright.outcome import Listener, Outcome, Row
 from boxwright.plan import Plan, decide, hash_of, make_plan
 from boxwright.recipe import Recipe
-from boxwright.resolve import needs_download, resolve
+from boxwright.resolve import labelled_data, needs_download, resolve
 from boxwright.store import Store, sha256_of_file
 
 __all__ = ["Listener", "Outcome", "Row", "run"]
+
+_PICTURES_OF_DATA = 64  # that files are verified on where no other pictures are named
 
 
 def run(
@@ -25,6 +27,8 @@ def run(
     force_download: bool = False,
     force_convert: bool = False,
     download_only: bool = False,
+    measure_again: bool = False,
+    command: str = "",
     listener: Listener | None = None,
 ) -> Outcome:
     """Make, prove and publish everything that a recipe asks for.
@@ -39,6 +43,8 @@ def run(
         dry_run: Only plan; nothing is written but a download that planning needs.
         force_download, force_convert: Do not skip what is there.
         download_only: Stop after the download.
+        measure_again: Measure accuracy and latency anew, even where nothing changed.
+        command: The command line that asked for it, for the report.
         listener: Told what happens.
 
     Raises:
@@ -63,7 +69,14 @@ def run(
     pictures = _pictures(recipe)
     resolved = resolve(recipe, models, fetch)
     calibration = _calibration_files(recipe)
-    plan = make_plan(recipe, resolved, out, calibration)
+    dataset = labelled_data(
+        recipe, resolved, lambda done, all_: listener.count("pages", done, all_)
+    )
+    data_key = dataset.fingerprint[:16] if dataset else ""
+    if recipe.verify and not pictures and dataset is not None:
+        paths = [item.path for item in dataset.items if item.path is not None]
+        pictures = _evenly(paths, min(recipe.max_images, _PICTURES_OF_DATA))
+    plan = make_plan(recipe, resolved, out, calibration, data_key)
     keys = _parity_keys(plan, recipe, pictures) if recipe.verify else {}
     if dry_run:
         seen = Store.peek(plan.folder)
@@ -73,12 +86,24 @@ def run(
         decided = decide(plan, store, force=force_convert, parity_keys=keys)
         if any(step.action != "skip" for step in decided.steps):
             _check_pictures(pictures)
-        job = Job(recipe, resolved, decided, store, pictures, keys, calibration, listener)
+        job = Job(
+            recipe,
+            resolved,
+            decided,
+            store,
+            pictures,
+            keys,
+            calibration,
+            dataset,
+            listener,
+            command,
+            measure_again,
+        )
         try:
             job.make_all()
         finally:
             job.close()
-        return Outcome(plan.folder, decided, job.rows, fetched)
+        return Outcome(plan.folder, decided, job.rows, fetched, job.report)
 
 
 def _check_request(recipe: Recipe) -> None:
@@ -87,6 +112,10 @@ def _check_request(recipe: Recipe) -> None:
 
     if recipe.family is not None:
         catalog.family(recipe.family)
+    if recipe.measure.runtimes:
+        from boxwright.evidence import installed_runtimes
+
+        installed_runtimes(recipe.measure.runtimes)
     settings = recipe.nms_settings(0.25, 0.7)
     for target in recipe.target_records():
         if target.outputs == "end2end":
@@ -100,15 +129,11 @@ def _calibration_files(recipe: Recipe) -> list[Path]:
         RequestError: INT8 is asked for and neither is given, or they are given for nothing.
     """
     options = recipe.calibration
-    if (recipe.data is None) != (recipe.max_drop is None):
-        given, other = ("--data", "--max-drop") if recipe.data else ("--max-drop", "--data")
-        raise RequestError(given, f"it needs {other}", f"give {other}, or drop it")
+    _check_budget(recipe)
     if not any(t.precision == "int8" for t in recipe.targets):
         for asked, name in ((options.images, "--calib-images"), (options.cache, "--calib-cache")):
             if asked:
                 raise RequestError(name, "no INT8 file is asked for", "add --precision int8")
-        if recipe.max_drop is not None:
-            raise RequestError("--max-drop", "no INT8 file is asked for", "add --precision int8")
         return []
     if options.cache and Path(options.cache).is_file():
         return [Path(options.cache)]
@@ -123,6 +148,26 @@ def _calibration_files(recipe: Recipe) -> list[Path]:
     return _evenly(expand_paths(options.images), options.count)
 
 
+def _check_budget(recipe: Recipe) -> None:
+    """Refuse an accuracy that nothing can be measured for, or that nothing asks for."""
+    if recipe.max_drop is not None:
+        if recipe.data is None:
+            raise RequestError("--max-drop", "it needs --data", "give labelled pictures")
+        if all(t.precision == "fp32" for t in recipe.targets):
+            raise RequestError(
+                "--max-drop", "no INT8 or FP16 file is asked for", "add --precision int8 or fp16"
+            )
+    if recipe.data is None:
+        asked = {"--split": recipe.data_split, "--data-images": recipe.data_images}
+        for option, value in {**asked, "--max-data": recipe.max_data}.items():
+            if value is not None:
+                raise RequestError(option, "it needs --data", "give labelled pictures")
+        if recipe.calibration.method == "auto":
+            raise RequestError(
+                "--calib-method auto", "it chooses by accuracy, and needs --data", "give --data"
+            )
+
+
 def _evenly(paths: list[Path], count: int) -> list[Path]:
     """Return at most so many of some paths, evenly spaced."""
     if len(paths) <= count:
@@ -132,7 +177,7 @@ def _evenly(paths: list[Path], count: int) -> list[Path]:
 
 
 def _pictures(recipe: Recipe) -> list[Path]:
-    """Return the pictures to verify on, at most `max_images`, evenly spaced."""
+    """Return the named pictures to verify on, at most `max_images`, evenly spaced."""
     if not recipe.verify or not recipe.images:
         return []
     from boxwright.images import expand_paths

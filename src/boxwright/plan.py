@@ -74,7 +74,11 @@ def hash_of(value: Any) -> str:
 
 
 def make_plan(
-    recipe: Recipe, resolved: Resolved, out: Path, calibration: Sequence[Path] = ()
+    recipe: Recipe,
+    resolved: Resolved,
+    out: Path,
+    calibration: Sequence[Path] = (),
+    data_key: str = "",
 ) -> Plan:
     """Lay out the steps for a recipe, parents first, without looking at the run directory.
 
@@ -83,6 +87,7 @@ def make_plan(
         resolved: The source.
         out: Parent of the run directory.
         calibration: Pictures, or the one cache file, that INT8 files depend on.
+        data_key: Hash of the labelled pictures that an accuracy budget depends on.
     """
     request = resolved.request
     files = {p.name: sha256_of_file(p) for p in resolved.source.inputs(request)}
@@ -112,13 +117,16 @@ def make_plan(
         steps[file] = Step(file, kind, target, parent, key, settings, target.suffix in wanted)
         return file
 
+    budget: dict[str, Any] = {}
+    if recipe.max_drop is not None:
+        budget = {"max_drop": recipe.max_drop, "data": data_key}
     precisions = list(dict.fromkeys(t.precision for t in wanted.values()))
     raw: dict[str, str] = {}
     base = Target(batch=request.batch, opset=request.opset or DEFAULT_OPSET)
     raw["fp32"] = add("export", base, "", base_settings)
     if "fp16" in precisions:
         half = dataclasses.replace(base, precision="fp16")
-        raw["fp16"] = add("fp16", half, raw["fp32"], {"precision": "fp16"})
+        raw["fp16"] = add("fp16", half, raw["fp32"], {"precision": "fp16", **budget})
     for target in wanted.values():
         if target.precision == "int8" and _body(target) not in raw:
             integer = dataclasses.replace(base, precision="int8", deployment=target.deployment)
@@ -128,8 +136,9 @@ def make_plan(
                 "method": recipe.calibration.method,
                 "calibration": hash_of([sha256_of_file(p) for p in calibration])[:16],
             }
-            if recipe.max_drop is not None:
-                settings |= {"max_drop": recipe.max_drop, "data": _data_name(str(recipe.data))}
+            settings |= budget
+            if recipe.calibration.method == "auto":
+                settings["data"] = data_key
             raw[_body(target)] = add("int8", integer, raw["fp32"], settings)
     for target in wanted.values():
         if target.outputs == "end2end":
@@ -142,12 +151,6 @@ def make_plan(
                 baked["iterations"] = target.nms_iterations
             add("end2end", target, raw[_body(target)], baked)
     return Plan(out / request.name, source_hash, files, tuple(steps.values()))
-
-
-def _data_name(data: str) -> str:
-    """Return what a data set is called, with the hash of its file when it is one."""
-    path = Path(data)
-    return f"{data} {sha256_of_file(path)[:12]}" if path.is_file() else data
 
 
 def _body(target: Target) -> str:

@@ -1,4 +1,4 @@
-"""INT8 files: calibrate, or read the calibration's cache, then quantise within the budget."""
+"""INT8 and FP16 files: calibrate, convert, and keep the accuracy budget."""
 
 from __future__ import annotations
 
@@ -9,90 +9,253 @@ from typing import Any
 
 import onnx
 
-from boxwright.budget import Sensitivity, measure_sensitivities, search_budget
-from boxwright.calibrate import Calibration, calibrate
+from boxwright import catalog
+from boxwright.backends import BackendOptions
+from boxwright.budget import BudgetResult, Lossy, Sensitivity, measure_sensitivities, search_budget
+from boxwright.calibrate import METHODS, Calibration, calibrate
 from boxwright.calibration_cache import add_to_cache, read_cache
-from boxwright.datasets import Dataset, open_dataset
+from boxwright.datasets import Dataset
+from boxwright.detector import Detector
 from boxwright.errors import CheckFailedError, RequestError
+from boxwright.evaluate import evaluate
 from boxwright.graph.io import bytes_from_model
+from boxwright.graph.precision import fp16_from_fp32, half_layers
 from boxwright.graph.quantize import int8_from_fp32, quantisable_layers
 from boxwright.outcome import Listener
+from boxwright.overflow import layers_beyond_half
 from boxwright.recipe import Recipe
 from boxwright.store import sha256_of_bytes, sha256_of_file
-from boxwright.types import Deployment, ModelSpec
+from boxwright.types import Deployment, Image, ModelSpec
 
-__all__ = ["quantised"]
+__all__ = ["Converter"]
 
+_LOOKED_AT = 16  # pictures that FP16's range is checked on
 _FEW = 4  # pictures that the layers' sensitivity is measured on
 
 
-def quantised(
-    model: onnx.ModelProto,
-    spec: ModelSpec,
-    files: Sequence[Path],
-    recipe: Recipe,
-    deployment: Deployment,
-    listener: Listener,
-) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
-    """Return the INT8 graph of an FP32 graph and, where there is a budget, how it was kept.
+@dataclass(slots=True)
+class Converter:
+    """Makes the lossy files of one run; an accuracy is measured once for each graph.
 
-    Args:
-        model: FP32 raw graph.
+    Attributes:
         spec: The model.
+        recipe: How to calibrate, and the budget.
         files: Pictures to calibrate on, or the one cache file.
-        recipe: How to calibrate.
-        deployment: Where the file shall run.
+        dataset: Labelled pictures; None where there is neither a budget nor a choice to make.
         listener: Told what happens.
-
-    Raises:
-        SourceError: The cache is of another model, or damaged; or the data set cannot be read.
-        RequestError: Pictures are both calibrated on and measured on, or show nothing.
-        ImageError: A picture cannot be read.
-        GraphError: The graph cannot be quantised.
-        CheckFailedError: No number of float layers keeps the accuracy budget.
     """
-    calibration, pictures = _calibration(model, spec, files, recipe, deployment, listener)
-    if recipe.max_drop is None:
-        return int8_from_fp32(model, calibration.ranges, deployment), None
-    assert recipe.data is not None, "checked with the request"
-    dataset = open_dataset(recipe.data, class_names=spec.class_names)
-    if not recipe.calibration.allow_overlap:
-        _refuse_overlap(pictures, dataset)
-    search = _Search(model, spec, calibration, dataset, recipe, deployment, listener)
-    return search.run()
+
+    spec: ModelSpec
+    recipe: Recipe
+    files: Sequence[Path]
+    dataset: Dataset | None
+    listener: Listener
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def half(
+        self, model: onnx.ModelProto, pictures: Sequence[Path | Image]
+    ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
+        """Return the FP16 graph of an FP32 one, and which layers had to stay in FP32.
+
+        Layers whose values come near the end of float16's range stay in any case; where there is a
+        budget, so do those that keep it.
+
+        Args:
+            model: FP32 raw graph.
+            pictures: To see how large the values become; a few are taken.
+
+        Raises:
+            GraphError: The graph cannot be converted.
+            RequestError: The data shows nothing to measure on.
+            CheckFailedError: No number of FP32 layers keeps the budget.
+        """
+        layers = half_layers(model)
+        few = pictures[:: max(1, len(pictures) // _LOOKED_AT)][:_LOOKED_AT]
+        beyond = layers_beyond_half(model, self.spec, few, threads=self.recipe.threads)
+        if beyond:
+            top = max(beyond.values())
+            self.listener.note(
+                f"{len(beyond)} of {len(layers)} layers stay in FP32: their values reach "
+                f"{top:.3g}, and float16 ends at 65504"
+            )
+
+        def build(kept: Sequence[str]) -> onnx.ModelProto:
+            names = {name for layer in (*beyond, *kept) for name in layers[layer]}
+            return fp16_from_fp32(model, names)
+
+        record: dict[str, Any] = {"overflow": beyond} if beyond else {}
+        if self.recipe.max_drop is None:
+            return build(()), record or None
+        free = tuple(layer for layer in layers if layer not in beyond)
+        made, kept = self._within_budget(model, Lossy("FP16", free, build))
+        return made, {**kept, **record}
+
+    def integer(
+        self, model: onnx.ModelProto, deployment: Deployment
+    ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
+        """Return the INT8 graph of an FP32 one and, where there is a budget, how it was kept.
+
+        Raises:
+            SourceError: The cache is of another model, or damaged.
+            RequestError: Pictures are both calibrated on and measured on, or show nothing.
+            ImageError: A picture cannot be read.
+            GraphError: The graph cannot be quantised.
+            CheckFailedError: No number of FP32 layers keeps the budget.
+        """
+        calibrations, pictures, fresh = self._calibrations(model, deployment)
+        if self.dataset is not None and not self.recipe.calibration.allow_overlap:
+            _refuse_overlap(pictures, self.dataset)
+        layers = tuple(quantisable_layers(model))
+
+        def lossy(calibration: Calibration) -> Lossy:
+            def build(kept: Sequence[str]) -> onnx.ModelProto:
+                return int8_from_fp32(model, calibration.ranges, deployment, keep_float=kept)
+
+            return Lossy(f"INT8 for {deployment}", layers, build)
+
+        chosen, tried = self._most_accurate(calibrations, lossy)
+        cache = self.recipe.calibration.cache
+        if cache and fresh:
+            graph = sha256_of_bytes(bytes_from_model(model, self.spec.name))
+            add_to_cache(Path(cache), graph, deployment, chosen, pictures)
+        record: dict[str, Any] = {"method": chosen.method}
+        if tried:
+            record["methods"] = tried
+        if self.recipe.max_drop is None:
+            return lossy(chosen).build(()), record if tried else None
+        made, kept = self._within_budget(model, lossy(chosen))
+        return made, {**kept, **record}
+
+    def _calibrations(
+        self, model: onnx.ModelProto, deployment: Deployment
+    ) -> tuple[list[Calibration], tuple[str, ...], bool]:
+        """Calibrate by each method that is asked for, or read the cache.
+
+        Also returns the SHA-256 of each picture's file, and whether the calibration is fresh.
+        """
+        options = self.recipe.calibration
+        cache = Path(options.cache) if options.cache else None
+        if cache is not None and list(self.files) == [cache]:
+            graph = sha256_of_bytes(bytes_from_model(model, self.spec.name))
+            found = read_cache(cache, graph, deployment)
+            count = found.calibration.pictures
+            self.listener.note(f"calibration of {count} pictures from {cache}")
+            return [found.calibration], found.pictures, False
+        methods = METHODS if options.method == "auto" else (options.method,)
+        found_by_method = []
+        for method in methods:
+            self.listener.note(
+                f"calibrate for {deployment} on {len(self.files)} pictures ({method})"
+            )
+            found_by_method.append(
+                calibrate(
+                    model,
+                    self.spec,
+                    list(self.files),
+                    deployment,
+                    method=method,
+                    batch=options.batch,
+                    threads=self.recipe.threads,
+                    advance=_counter(
+                        self.listener, f"calibrate {deployment} {method}", len(self.files)
+                    ),
+                )
+            )
+        return found_by_method, tuple(sha256_of_file(p) for p in self.files), True
+
+    def _most_accurate(
+        self, calibrations: Sequence[Calibration], lossy: Callable[[Calibration], Lossy]
+    ) -> tuple[Calibration, dict[str, float]]:
+        """Return the calibration that costs least, and the accuracy by method where one chose."""
+        if len(calibrations) == 1:
+            return calibrations[0], {}
+        tried: dict[str, float] = {}
+        for calibration in calibrations:
+            self.listener.note(f"accuracy of {calibration.method}")
+            tried[calibration.method] = self.measure(lossy(calibration).build(()))
+        return max(calibrations, key=lambda c: tried[c.method]), tried
+
+    def _within_budget(
+        self, model: onnx.ModelProto, lossy: Lossy
+    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """Return the graph with the fewest FP32 layers that keeps the budget, and how it was found.
+
+        Raises:
+            RequestError: The data shows nothing to measure on.
+            CheckFailedError: The budget cannot be kept.
+        """
+        limit = self.recipe.max_drop
+        assert limit is not None and self.dataset is not None, "checked with the request"
+        ranked: list[Sensitivity] = []
+
+        def order() -> Sequence[Sensitivity]:
+            ranked.extend(self._sensitivities(model, lossy))
+            return ranked
+
+        self.listener.note("accuracy of FP32")
+        reference = self.measure(model)
+        self.listener.note(f"accuracy of {lossy.name}")
+        result = search_budget(lossy, order, self.measure, reference, limit)
+        share = f"{len(result.kept)} of {result.layers} layers in FP32"
+        if not result.within:
+            raise CheckFailedError(
+                f"{self.spec.name} in {lossy.name}",
+                f"mAP50-95 drops by {result.drop:.4f} even with {share}, and at most {limit:g} is "
+                "allowed",
+                _advice(lossy, result),
+            )
+        self.listener.note(f"{lossy.name} loses {result.drop:.4f} mAP50-95 with {share}")
+        return result.model, {
+            **result.as_dict(),
+            "max_drop": limit,
+            "sensitivities": [[s.layer, s.error] for s in ranked],
+            "data": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+        }
+
+    def _sensitivities(self, model: onnx.ModelProto, lossy: Lossy) -> list[Sensitivity]:
+        """Measure the layers one by one."""
+        assert self.dataset is not None, "a budget has data"
+        count = len(lossy.layers)
+        self.listener.note(f"the budget does not hold: measure the {count} layers one by one")
+        return measure_sensitivities(
+            model,
+            self.spec,
+            lossy,
+            [item.read() for item in self.dataset.items[:_FEW]],
+            threads=self.recipe.threads,
+            advance=_counter(self.listener, f"layers of {lossy.name}", count),
+        )
+
+    def measure(self, graph: onnx.ModelProto) -> float:
+        """Return mAP50-95 of a graph.
+
+        Raises:
+            RequestError: The data shows no object of the model's classes.
+        """
+        assert self.dataset is not None, "a budget has data"
+        data = bytes_from_model(graph, self.spec.name)
+        key = sha256_of_bytes(data)
+        if key not in self.measured:
+            accuracy = _accuracy(data, self.spec, self.dataset, self.recipe.threads)
+            if accuracy is None:
+                raise RequestError(
+                    f"--data {self.recipe.data}",
+                    "it shows no object of the model's classes, so that no accuracy can be lost",
+                    "give labelled pictures with objects",
+                )
+            self.measured[key] = accuracy
+            count = len(self.dataset.items)
+            self.listener.note(f"mAP50-95 {accuracy:.4f} on {count} pictures")
+        return self.measured[key]
 
 
-def _calibration(
-    model: onnx.ModelProto,
-    spec: ModelSpec,
-    files: Sequence[Path],
-    recipe: Recipe,
-    deployment: Deployment,
-    listener: Listener,
-) -> tuple[Calibration, tuple[str, ...]]:
-    """Calibrate, or read the cache; also return the SHA-256 of each picture's file."""
-    options = recipe.calibration
-    graph = sha256_of_bytes(bytes_from_model(model, spec.name))
-    cache = Path(options.cache) if options.cache else None
-    if cache is not None and list(files) == [cache]:
-        found = read_cache(cache, graph, deployment)
-        listener.note(f"calibration of {found.calibration.pictures} pictures from {cache}")
-        return found.calibration, found.pictures
-    listener.note(f"calibrate for {deployment} on {len(files)} pictures ({options.method})")
-    calibration = calibrate(
-        model,
-        spec,
-        list(files),
-        deployment,
-        method=options.method,
-        batch=options.batch,
-        threads=recipe.threads,
-        advance=_counter(listener, f"calibrate {deployment}", len(files)),
-    )
-    pictures = tuple(sha256_of_file(p) for p in files)
-    if cache is not None:
-        add_to_cache(cache, graph, deployment, calibration, pictures)
-    return calibration, pictures
+def _advice(lossy: Lossy, result: BudgetResult) -> str:
+    if lossy.name == "FP16":
+        return "ship FP32, or allow a larger drop"
+    if result.measured < result.reference / 2:
+        return "calibrate on pictures like those that are measured, or use --calib-method auto"
+    return "use FP16, --calib-method auto, or calibrate on more pictures"
 
 
 def _counter(listener: Listener, label: str, total: int) -> Callable[[int], None]:
@@ -107,91 +270,7 @@ def _counter(listener: Listener, label: str, total: int) -> Callable[[int], None
     return advance
 
 
-@dataclass(slots=True)
-class _Search:
-    """One search for the INT8 graph with the fewest float layers that keeps the budget."""
-
-    model: onnx.ModelProto
-    spec: ModelSpec
-    calibration: Calibration
-    dataset: Dataset
-    recipe: Recipe
-    deployment: Deployment
-    listener: Listener
-    ranked: list[Sensitivity] = field(default_factory=list)
-
-    def run(self) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """Return the graph and how it was found.
-
-        Raises:
-            RequestError: The data shows nothing to measure on.
-            CheckFailedError: The budget cannot be kept.
-        """
-        limit = self.recipe.max_drop
-        assert limit is not None, "checked with the request"
-        self.listener.note("accuracy of FP32")
-        reference = self.measure(self.model)
-        ranges = self.calibration.ranges
-        result = search_budget(
-            self.model, ranges, self.deployment, self.order, self.measure, reference, limit
-        )
-        share = f"{len(result.kept)} of {result.layers} layers in float"
-        if not result.within:
-            raise CheckFailedError(
-                f"{self.spec.name} in INT8 for {self.deployment}",
-                f"mAP50-95 drops by {result.drop:.4f} even with {share}, and at most {limit:g} is "
-                "allowed",
-                "use FP16, or calibrate on more pictures",
-            )
-        self.listener.note(f"INT8 loses {result.drop:.4f} mAP50-95 with {share}")
-        return result.model, {
-            **result.as_dict(),
-            "sensitivities": [[s.layer, s.error] for s in self.ranked],
-            "data": self.dataset.name,
-            "fingerprint": self.dataset.fingerprint,
-        }
-
-    def measure(self, graph: onnx.ModelProto) -> float:
-        """Return mAP50-95 of a graph.
-
-        Raises:
-            RequestError: The data shows no object of the model's classes.
-        """
-        accuracy = _accuracy(graph, self.spec, self.dataset, self.recipe.threads)
-        if accuracy is None:
-            raise RequestError(
-                f"--data {self.recipe.data}",
-                "it shows no object of the model's classes, so that no accuracy can be lost",
-                "give labelled pictures with objects",
-            )
-        self.listener.note(f"mAP50-95 {accuracy:.4f} on {len(self.dataset.items)} pictures")
-        return accuracy
-
-    def order(self) -> Sequence[Sensitivity]:
-        """Measure the layers one by one."""
-        count = len(quantisable_layers(self.model))
-        self.listener.note(f"the budget does not hold: measure the {count} layers one by one")
-        self.ranked = measure_sensitivities(
-            self.model,
-            self.spec,
-            self.calibration.ranges,
-            self.deployment,
-            [item.read() for item in self.dataset.items[:_FEW]],
-            threads=self.recipe.threads,
-            advance=_counter(self.listener, "layers", count),
-        )
-        return self.ranked
-
-
-def _accuracy(
-    graph: onnx.ModelProto, spec: ModelSpec, dataset: Dataset, threads: int | None
-) -> float | None:
-    from boxwright import catalog
-    from boxwright.backends import BackendOptions
-    from boxwright.detector import Detector
-    from boxwright.evaluate import evaluate
-
-    data = bytes_from_model(graph, spec.name)
+def _accuracy(data: bytes, spec: ModelSpec, dataset: Dataset, threads: int | None) -> float | None:
     options = BackendOptions(threads, "cpu", spin=False)
     with Detector(catalog.backend("onnxruntime").open_bytes(data, options), spec) as detector:
         return evaluate({spec.name: detector}, dataset)[spec.name].map50_95

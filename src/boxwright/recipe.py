@@ -13,11 +13,13 @@ from boxwright.types import DEFAULT_OPSET, NmsSettings, Target
 
 __all__ = [
     "CalibrationOptions",
+    "MeasureOptions",
     "NmsOptions",
     "Recipe",
     "TargetOptions",
     "recipe_from_file",
     "recipe_from_mapping",
+    "text_from_recipe",
 ]
 
 OPSETS = range(11, 23)
@@ -71,13 +73,28 @@ class CalibrationOptions(_Strict):
     images: tuple[str, ...] = ()
     count: WholeNumber = Field(256, ge=1, le=100_000)
     batch: WholeNumber = Field(1, ge=1, le=1024)
-    method: Literal["minmax", "percentile", "entropy"] = "minmax"
+    method: Literal["minmax", "percentile", "entropy", "auto"] = "minmax"
     cache: str | None = None
     allow_overlap: Switch = False
 
     @field_validator("images", mode="before")
     @classmethod
     def _images_as_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class MeasureOptions(_Strict):
+    """What a run measures of its files besides parity."""
+
+    latency: Switch = True
+    accuracy: Switch = True
+    seconds: Number = Field(2.0, gt=0, le=3600)
+    runtimes: tuple[Literal["onnxruntime", "openvino"], ...] = ()
+    pictures: WholeNumber = Field(6, ge=0, le=24)
+
+    @field_validator("runtimes", mode="before")
+    @classmethod
+    def _runtimes_as_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
 
@@ -100,9 +117,14 @@ class Recipe(_Strict):
         labels: Class names: a JSON or text file, or `coco`.
         images: Pictures to verify on: files, folders, globs.
         max_images: At most so many of them, evenly spaced.
-        data: Labelled pictures that the accuracy budget is measured on, as `evaluate` takes them.
-        max_drop: The most mAP50-95 that an INT8 file may lose, 0..1; layers go back to float
-            until it does.
+        data: Labelled pictures that accuracy is measured on, as `evaluate` takes them.
+        data_split, data_images, max_data: Part of a YOLO data set; folder of a COCO file's
+            pictures; at most so many pictures, evenly spaced.
+        max_drop: The most mAP50-95 that an INT8 or FP16 file may lose, 0..1; layers go back to
+            FP32 until it does.
+        measure: What is measured of the files besides parity: latency, and accuracy where there
+            is data; for how many seconds each; in which runtimes (all that are installed by
+            default); and how many pictures the report shows.
         verify: Prove every file before it is published.
         trust_checkpoint: Unpickle the checkpoint with full rights.
         seed: Of random weights and of choices.
@@ -124,7 +146,11 @@ class Recipe(_Strict):
     images: tuple[str, ...] = ()
     max_images: WholeNumber = Field(200, ge=1)
     data: str | None = None
+    data_split: str | None = None
+    data_images: str | None = None
+    max_data: WholeNumber | None = Field(None, ge=1)
     max_drop: Number | None = Field(None, ge=0, le=1)
+    measure: MeasureOptions = MeasureOptions()
     verify: Switch = True
     trust_checkpoint: Switch = False
     seed: WholeNumber = 0
@@ -276,6 +302,8 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
         model = NmsOptions
     elif location[0] == "calibration" and len(location) > 1:
         model = CalibrationOptions
+    elif location[0] == "measure" and len(location) > 1:
+        model = MeasureOptions
     return list(model.model_fields)
 
 
@@ -313,3 +341,9 @@ def recipe_from_file(path: Path) -> Recipe:
     if not isinstance(data, dict):
         raise RequestError(str(path), "it is not a mapping", "begin with `source:`")
     return recipe_from_mapping(data, str(path))
+
+
+def text_from_recipe(recipe: Recipe) -> str:
+    """Return YAML that `recipe_from_file` reads as the same recipe; defaults are left out."""
+    data = recipe.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boxwright import catalog
+from boxwright.datasets import Dataset, open_dataset
 from boxwright.errors import RequestError, SourceError
 from boxwright.recipe import Recipe
 from boxwright.sources import Source, SourceRequest
 from boxwright.sources.names import config_name, parse_name
 from boxwright.sources.sidecars import labels_from_text
 
-__all__ = ["Resolved", "needs_download", "resolve"]
+__all__ = ["Resolved", "labelled_data", "needs_download", "resolve"]
 
 _LOCAL = (".onnx", ".safetensors", ".yaml", ".yml")  # never the end of a model's official name
 
@@ -112,3 +113,33 @@ def _checkpoint_among(text: str, files: list[Path]) -> Path:
                 text, f"it holds {len(found)} {suffix} files", "name one of them in the address"
             )
     raise SourceError(text, "it holds no .pt or .onnx file", "name the checkpoint in the address")
+
+
+def labelled_data(
+    recipe: Recipe,
+    resolved: Resolved,
+    count: Callable[[int, int], None] = lambda done, total: None,
+) -> Dataset | None:
+    """Open the labelled pictures that a recipe names; None where it names none.
+
+    Args:
+        recipe: What was asked for.
+        resolved: The model, whose class names count.
+        count: Told how many pages of `sample` are generated, and of how many.
+
+    Raises:
+        RequestError: An option does not fit the kind of data.
+        SourceError: The data cannot be read, or has no class of the model.
+    """
+    if recipe.data is None:
+        return None
+    pages = recipe.max_data if recipe.data == "sample" else None
+    found = open_dataset(
+        recipe.data,
+        class_names=resolved.source.describe(resolved.request).class_names,
+        split=recipe.data_split,
+        images=Path(recipe.data_images) if recipe.data_images else None,
+        pages=pages,
+        count=count,
+    )
+    return found.limited(recipe.max_data) if recipe.max_data and pages is None else found

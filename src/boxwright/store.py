@@ -26,6 +26,9 @@ from boxwright.types import ModelSpec, Parity, Target
 __all__ = ["Entry", "Store", "sha256_of_bytes", "sha256_of_file", "write_atomic"]
 
 MANIFEST = "manifest.json"
+REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
+RECIPE_FILE = "recipe.yaml"
 _WORK = ".work"  # intermediates and files that still await their verification
 _LOCK = ".lock"
 _PROBE = ".probe"
@@ -225,7 +228,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what a crash left: temporary files, and working files that nobody awaits."""
-        ours = (*self.entries, MANIFEST, "report.json")
+        ours = (*self.entries, MANIFEST, REPORT_FILE, PAGE_FILE, RECIPE_FILE)
         for part in (self.folder / f".{name}.part" for name in ours):
             part.unlink(missing_ok=True)
         for path in self.work.iterdir():
@@ -350,7 +353,8 @@ def _entry_from_dict(name: str, value: dict[str, Any]) -> Entry:
     A name must stay inside of the run directory: `clean` removes what a manifest lists.
     """
     entry = Entry(**value)
-    if name != Path(name).name or name in ("", ".", "..", _WORK, _LOCK, MANIFEST):
+    own = (_WORK, _LOCK, MANIFEST, REPORT_FILE, PAGE_FILE, RECIPE_FILE)
+    if name != Path(name).name or name in ("", ".", "..", *own):
         raise ValueError(f"{name!r} is not a file name")
     if entry.state not in get_args(State):
         raise ValueError(f"{name} has the state {entry.state!r}")

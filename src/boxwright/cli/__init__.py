@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(cli.get_help(click.Context(cli, info_name="boxwright")), err=True)
         sys.exit(2)
     try:
-        result = cli.main(args=words, prog_name="boxwright", standalone_mode=False)
+        result = cli.main(args=words, prog_name="boxwright", standalone_mode=False, obj=words)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)

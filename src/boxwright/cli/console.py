@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,10 +18,21 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from boxwright.measurement.records import Measured
+from boxwright.measurement.tables import noise_lines
 from boxwright.pipeline import Listener, Outcome, Row
+from boxwright.report import SOURCE, Evaluated, Report
+from boxwright.store import PAGE_FILE
 from boxwright.types import Check, Parity
 
-__all__ = ["ConsoleListener", "outcome_as_dict", "print_outcome", "print_parity", "size_text"]
+__all__ = [
+    "ConsoleListener",
+    "outcome_as_dict",
+    "print_evidence",
+    "print_outcome",
+    "print_parity",
+    "size_text",
+]
 
 
 class ConsoleListener(Listener):
@@ -123,10 +136,67 @@ def print_outcome(outcome: Outcome) -> None:
             matched,
             _overlap_cell(overlap),
         )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
+    console = _console()
     console.print(table)
+
+
+def print_evidence(outcome: Outcome) -> None:
+    """Print accuracy and latency of each file and runtime, and which file to ship."""
+    report = outcome.report
+    if report is None:
+        return
+    if report.accuracy or report.benchmark:
+        _console().print(_evidence_table(report))
+    if report.benchmark is not None:
+        for line in noise_lines(report.benchmark):
+            print(line)
+    for note in report.notes:
+        print(f"note: {note}")
+    if report.choice is not None:
+        chosen = f"{report.choice.file} in {report.choice.runtime}: " if report.choice.file else ""
+        print(f"ship {chosen}{report.choice.reason}" if chosen else report.choice.reason)
+        for caution in report.choice.cautions:
+            print(f"  caution: {caution}")
+    print(f"report: {outcome.folder}/{PAGE_FILE}")
+
+
+def _evidence_table(report: Report) -> Table:
+    data = report.accuracy[0].accuracy if report.accuracy else None
+    title = f"mAP50-95 on {data.dataset}: {data.pictures} pictures" if data else "latency"
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("file", overflow="fold")
+    table.add_column("runtime", no_wrap=True)
+    for head in ("mAP50-95", "change", "p50 ms", "p95 ms", "images/s", "speed-up"):
+        table.add_column(head, justify="right", no_wrap=True)
+    measured = {
+        (SOURCE if m.name == SOURCE else Path(m.file).name, m.runtime): m
+        for m in (report.benchmark.measured if report.benchmark else ())
+    }
+    evaluated = {(e.file, e.runtime): e for e in report.accuracy}
+    for key in dict.fromkeys([*evaluated, *measured]):
+        row, timed = evaluated.get(key), measured.get(key)
+        table.add_row(escape(key[0]), key[1], *_accuracy_cells(row), *_latency_cells(timed))
+    return table
+
+
+def _accuracy_cells(row: Evaluated | None) -> tuple[str, str]:
+    if row is None or row.accuracy.map50_95 is None:
+        return "-", "-"
+    change = "-" if row.change is None else f"{row.change.difference:+.4f}"
+    return f"{row.accuracy.map50_95:.4f}", change
+
+
+def _latency_cells(measured: Measured | None) -> tuple[str, str, str, str]:
+    if measured is None:
+        return "-", "-", "-", "-"
+    faster = "-" if measured.speed_up is None else f"{measured.speed_up.ratio:.2f}x"
+    main = measured.main
+    return f"{main.p50:.1f}", f"{main.p95:.1f}", f"{measured.images_per_s:.1f}", faster
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
 
 
 def print_parity(parity: Parity, name: str = "") -> None:
@@ -138,16 +208,16 @@ def print_parity(parity: Parity, name: str = "") -> None:
     for check in parity.checks:
         result = {True: "ok", False: "FAILED", None: "not measured"}[check.passed]
         table.add_row(check.name, f"{check.measured:.3g}", f"{check.limit:.3g}", result, check.note)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
+    console = _console()
     console.print(table)
     console.print(f"{parity.pictures} pictures, {parity.detections} detections in the reference")
 
 
 def outcome_as_dict(outcome: Outcome) -> dict[str, object]:
-    """Return what a run did in JSON types."""
+    """Return what a run did in JSON types; accuracy and latency as the report has them."""
+    report = outcome.report.as_dict() if outcome.report else {}
     return {
+        **{key: report.get(key) for key in ("accuracy", "benchmark", "choice", "notes")},
         "folder": str(outcome.folder) if outcome.folder else None,
         "downloaded": [str(p) for p in outcome.downloaded],
         "files": [

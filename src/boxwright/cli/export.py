@@ -20,8 +20,24 @@ def command(source: str, **options: Any) -> None:
     The files pass onnx.checker, nothing more: `boxwright run` proves them.
     """
     from boxwright.cli.run import execute
+    from boxwright.errors import RequestError
 
-    absent: dict[str, Any] = {"images": (), "max_images": None, "threads": None}
-    execute(
-        source, {**options, **absent, "skip_verify": True, "download_only": False}, verify=False
-    )
+    if options["data"] and options["max_drop"] is None and options["calib_method"] != "auto":
+        raise RequestError(
+            f"--data {options['data']}",
+            "export measures nothing on it",
+            "use `boxwright run`, or add --max-drop",
+        )
+    absent: dict[str, Any] = {
+        "images": (),
+        "max_images": None,
+        "threads": None,
+        "runtimes": None,
+        "seconds": None,
+        "skip_verify": True,
+        "skip_benchmark": True,
+        "skip_evaluate": True,
+        "force_measure": False,
+        "download_only": False,
+    }
+    execute(source, {**options, **absent}, verify=False)

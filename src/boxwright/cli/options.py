@@ -90,7 +90,9 @@ def conversion_options(function: F) -> F:
         click.option("--calib-count", type=int, help="At most so many of them. Default: 256."),
         click.option("--calib-batch", type=int, help="Pictures of one run. Default: 1."),
         click.option(
-            "--calib-method", metavar="WORD", help="minmax (the default), percentile, entropy."
+            "--calib-method",
+            metavar="WORD",
+            help="minmax (the default), percentile, entropy; auto: the best of them on --data.",
         ),
         click.option(
             "--calib-cache",
@@ -105,13 +107,17 @@ def conversion_options(function: F) -> F:
         click.option(
             "--data",
             metavar="PATH",
-            help="Labelled pictures for --max-drop, as evaluate takes them.",
+            help="Labelled pictures to measure accuracy on, as evaluate takes them.",
         ),
+        click.option("--split", "data_split", metavar="NAME", help="Part of --data. Default: val."),
+        click.option("--data-images", metavar="DIR", help="Folder of a COCO file's pictures."),
+        click.option("--max-data", type=int, help="At most so many of --data, evenly spaced."),
         click.option(
             "--max-drop",
             type=float,
             metavar="X",
-            help="Most mAP50-95 that INT8 may lose, e.g. 0.005; layers go back to float until so.",
+            help="Most mAP50-95 that INT8 and FP16 may lose, e.g. 0.005; layers go back to FP32 "
+            "until so.",
         ),
         click.option("--batch", metavar="N", help="Fixed batch, or dynamic (the default)."),
         click.option(
@@ -246,7 +252,8 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
         "simplify": not options["no_simplify"],
         "trust_checkpoint": options["trust_checkpoint"],
     }
-    for key in ("opset", "family", "labels", "name", "seed", "data", "max_drop"):
+    plain = ("opset", "family", "labels", "name", "seed", "data", "max_drop")
+    for key in (*plain, "data_split", "data_images", "max_data"):
         if options[key] is not None:
             data[key] = options[key]
     if options["head"] is not None:
@@ -279,7 +286,7 @@ def _calibration(options: dict[str, Any]) -> dict[str, Any]:
     names = {"count": "calib_count", "batch": "calib_batch", "cache": "calib_cache"}
     found = {key: options[name] for key, name in names.items() if options[name] is not None}
     if options["calib_method"] is not None:
-        known = ("minmax", "percentile", "entropy")
+        known = ("minmax", "percentile", "entropy", "auto")
         found["method"] = words_from_text("--calib-method", options["calib_method"], known)[0]
     if options["allow_calibration_overlap"]:
         found["allow_overlap"] = True

@@ -14,9 +14,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from boxwright.errors import GraphError
-from boxwright.graph.regions import decode_region
+from boxwright.graph.regions import decode_region, is_weighted, stored_tensors
 
-__all__ = ["fp16_from_fp32", "half_from_single"]
+__all__ = ["float_tensors", "fp16_from_fp32", "half_from_single", "half_layers"]
 
 _FP32, _FP16 = TensorProto.FLOAT, TensorProto.FLOAT16
 _LARGEST = float(np.finfo(np.float16).max)
@@ -43,6 +43,41 @@ def fp16_from_fp32(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> o
     return _Conversion(model, frozenset(keep_fp32)).run()
 
 
+def float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the float32 tensors of a graph, initializers included."""
+    graph = shape_inference.infer_shapes(model).graph
+    values = [*graph.input, *graph.output, *graph.value_info]
+    names = {v.name for v in values if v.type.tensor_type.elem_type == _FP32}
+    return names | {i.name for i in graph.initializer if i.data_type == _FP32}
+
+
+def half_layers(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """Return the layers of an FP32 graph that would become float16, in the graph's order.
+
+    A layer is a convolution or matrix product and everything computed from its output until the
+    next one: where the product exceeds float16's range, what reads it must stay in float32, too.
+
+    Returns:
+        By the name of the weighted node, the names of all nodes of the layer; a node that two
+        layers feed is in both.
+    """
+    region, stored = decode_region(model.graph), stored_tensors(model.graph)
+    layers: dict[str, list[str]] = {}
+    feeding: dict[str, list[str]] = {}  # tensor -> weighted nodes whose output reaches it
+    for index, node in enumerate(model.graph.node):
+        if index in region:
+            continue
+        if is_weighted(node, stored):
+            owners = [node.name]
+        else:
+            owners = list(dict.fromkeys(o for name in node.input for o in feeding.get(name, ())))
+        for owner in owners:
+            layers.setdefault(owner, []).append(node.name)
+        for name in node.output:
+            feeding[name] = owners
+    return {name: tuple(nodes) for name, nodes in layers.items()}
+
+
 class _Conversion:
     """One pass over the nodes; a tensor lives in the type of the node that makes it."""
 
@@ -55,19 +90,12 @@ class _Conversion:
         self.single = {
             i for i, n in enumerate(model.graph.node) if i in region or n.name in keep_fp32
         }
-        self.floats = self._float_tensors(model)
+        self.floats = float_tensors(model)
         self.stored = {i.name: i for i in model.graph.initializer}
         self.type_of: dict[str, int] = {}  # of float tensors made so far
         self.casts: dict[tuple[str, int], str] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.fresh: dict[str, onnx.TensorProto] = {}
-
-    @staticmethod
-    def _float_tensors(model: onnx.ModelProto) -> set[str]:
-        graph = shape_inference.infer_shapes(model).graph
-        values = [*graph.input, *graph.output, *graph.value_info]
-        names = {v.name for v in values if v.type.tensor_type.elem_type == _FP32}
-        return names | {i.name for i in graph.initializer if i.data_type == _FP32}
 
     def run(self) -> onnx.ModelProto:
         for value in self.graph.input:

@@ -201,6 +201,7 @@ class Report:
         choice: Which file to ship.
         notes: What was not measured and why, in words.
         commands: (what it does, command line) to repeat each part.
+        pictures_key: Hash of everything that the pictures depend on.
     """
 
     created_at: str
@@ -220,6 +221,7 @@ class Report:
     notes: tuple[str, ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
     schema: int = field(default=SCHEMA)
+    pictures_key: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -238,6 +240,7 @@ class Report:
             "benchmark": self.benchmark.as_dict() if self.benchmark else None,
             "benchmark_key": self.benchmark_key,
             "pictures": [p.as_dict() for p in self.pictures],
+            "pictures_key": self.pictures_key,
             "choice": dataclasses.asdict(self.choice) if self.choice else None,
             "notes": list(self.notes),
             "commands": [list(c) for c in self.commands],
@@ -275,4 +278,5 @@ class Report:
             choice=Choice(**{**choice, "cautions": tuple(choice["cautions"])}) if choice else None,
             notes=tuple(data["notes"]),
             commands=tuple((what, line) for what, line in data["commands"]),
+            pictures_key=data["pictures_key"],
         )
