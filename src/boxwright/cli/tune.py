@@ -23,6 +23,7 @@ _RUNTIMES = ("onnxruntime", "openvino", "pytorch")
 _FORMS = ("onnx", "portable", "efficient_nms")
 # Conversion options that mean the same here; the others are worded for this verb below.
 _SHARED = (
+    "data_split", "data_images", "max_data",
     "calib_images", "calib_count", "calib_batch", "calib_method", "calib_cache",
     "allow_calibration_overlap", "opset", "image_size", "pre_topk", "keep_topk", "iou_threshold",
     "score_threshold", "class_agnostic", "multi_label", "dynamic_thresholds", "nms_iterations",
@@ -255,8 +256,9 @@ def _sweep(options: dict[str, Any]) -> Sweep:
 
 def _print_plan(request: Request, as_json: bool) -> None:
     from boxwright.plan import plan_lines
+    from boxwright.tune.files import plan_files
 
-    plan = request.outcome.plan
+    plan = plan_files(request).plan
     steps = plan_lines(plan.steps) if plan else []
     combinations = request.combinations()
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from os.path import commonpath
 from pathlib import Path
 
@@ -19,12 +19,11 @@ _PICTURES = "PICTURES"  # stands for pictures of the user's
 def commands_for(request: Request, winner: Combination) -> tuple[tuple[str, str], ...]:
     """Return (what it does, command line): make the winner's file again, and detect with it."""
     target = next(t for t in request.asked if request.file_of(t) == winner.file)
-    given = _pictures(request)
-    words = run_words(request.recipe, target, request.out, given)
+    words = run_words(request.recipe, target, request.out)
     if request.models != Path("models"):
         words += ["--models", str(request.models)]
     use = [
-        "boxwright", "predict", str(winner.path), *(given or [_PICTURES]),
+        "boxwright", "predict", str(winner.path), *_pictures(request),
         "--runtime", winner.runtime, "--threads", str(winner.threads), "--device", "cpu",
     ]  # fmt: skip
     if winner.batch > 1:
@@ -34,23 +33,20 @@ def commands_for(request: Request, winner: Combination) -> tuple[tuple[str, str]
 
 def _pictures(request: Request) -> list[str]:
     """Return the pictures as the user gave them, or the folder of the data's own."""
-    wanted = request.recipe.images
-    paths = {str(p) for p in request.pictures}
-    if not wanted or set(wanted) != paths or len(wanted) == 1:
-        return list(wanted)
-    return [commonpath([str(Path(p).parent) for p in wanted])]
+    if request.recipe.images:
+        return list(request.recipe.images)
+    if not request.pictures:
+        return [_PICTURES]
+    return [commonpath([str(p.parent) for p in request.pictures])]
 
 
-def run_words(
-    recipe: Recipe, target: TargetOptions, out: Path, pictures: Sequence[str]
-) -> list[str]:
-    """Return `boxwright run` with every option that a target's file depends on.
+def run_words(recipe: Recipe, target: TargetOptions, out: Path) -> list[str]:
+    """Return `boxwright run` with every option that a target's file and its proof depend on.
 
     Args:
         recipe: What was asked for.
         target: The one file.
         out: Parent of the run directory.
-        pictures: To verify on.
     """
     words = ["boxwright", "run", recipe.source]
     words += ["--precision", target.precision, "--outputs", target.outputs]
@@ -68,6 +64,11 @@ def run_words(
         ("--family", recipe.family),
         ("--labels", recipe.labels),
         ("--name", recipe.name),
+        ("--data", recipe.data),
+        ("--split", recipe.data_split),
+        ("--data-images", recipe.data_images),
+        ("--max-data", recipe.max_data),
+        ("--max-drop", recipe.max_drop if target.precision != "fp32" else None),
     ):
         if value is not None:
             words += [option, str(value)]
@@ -77,9 +78,9 @@ def run_words(
         words.append("--no-simplify")
     if recipe.trust_checkpoint:
         words.append("--trust-checkpoint")
-    words += _each("--images", pictures)
-    if pictures:
-        words += ["--max-images", str(recipe.max_images)]
+    words += _each("--images", recipe.images)
+    words += ["--max-images", str(recipe.max_images)]
+    words += ["--skip-benchmark", "--skip-evaluate"]
     return [*words, "--out", str(out)]
 
 
@@ -123,6 +124,4 @@ def _int8_words(recipe: Recipe) -> list[str]:
             words += [option, str(value)]
     if options.allow_overlap:
         words.append("--allow-calibration-overlap")
-    if recipe.data is not None and recipe.max_drop is not None:
-        words += ["--data", recipe.data, "--max-drop", str(recipe.max_drop)]
     return words

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from boxwright.errors import CheckFailedError
-from boxwright.outcome import Listener
+from boxwright.outcome import Listener, Outcome
 from boxwright.pipeline import run
-from boxwright.recipe import CalibrationOptions, Recipe, TargetOptions
+from boxwright.recipe import TargetOptions
 from boxwright.store import Entry, Store
-from boxwright.tune.request import BASELINE, Request
+from boxwright.tune.request import BASELINE, Request, with_targets
 from boxwright.types import Parity
 
-__all__ = ["Files", "make_files"]
+__all__ = ["Files", "make_files", "plan_files"]
 
 
 @dataclass(slots=True)
@@ -33,71 +34,80 @@ class Files:
 def make_files(request: Request, listener: Listener) -> Files:
     """Make and prove every file; what is there unchanged is skipped.
 
-    A file that fails its verification, and INT8 that does not keep its accuracy budget, are left
-    out; without the FP32 raw file there is nothing to compare with.
+    A file that fails its verification, and a precision that does not keep the accuracy budget, are
+    left out; without the FP32 raw file there is nothing to compare with.
 
     Raises:
         CheckFailedError: The FP32 raw file failed.
         BoxwrightError: An input is wrong.
     """
-    recipe, reason = request.recipe, ""
-    try:
-        _run(request, recipe, listener, force=request.force)
-    except CheckFailedError as error:
-        reason = error.found
-        listener.note(f"{error.asked}: {error.found}")
-    files = _look(request, reason)
-    if reason and _unmade(request, files):  # INT8 stopped it; the others go on
-        rest = tuple(
-            t for t in recipe.targets if t.precision != "int8" and _open(request, files, t)
-        )
-        if rest:
-            try:
-                _run(request, _without_int8(recipe, rest), listener, force=False)
-            except CheckFailedError as error:
-                listener.note(f"{error.asked}: {error.found}")
-        files = _look(request, reason)
+    excluded: dict[str, str] = {}
+    force = request.force
+    while True:
+        targets = tuple(t for t in request.recipe.targets if t.precision not in excluded)
+        try:
+            run(
+                with_targets(request.recipe, targets),
+                request.out,
+                models=request.models,
+                force_convert=force,
+                listener=listener,
+            )
+            break
+        except CheckFailedError as error:
+            listener.note(f"{error.asked}: {error.found}")
+            stopped = _stopped_at(request, targets)
+            if stopped is None:  # verifications failed, and the other files are in place
+                break
+            excluded[stopped], force = error.found, False
+    files = _look(request, excluded)
     baseline = request.file_of(BASELINE)
     if baseline not in files.sha256:
         raise CheckFailedError(
             baseline,
-            files.failed.get(baseline, "it was not made"),
+            files.failed[baseline],
             "nothing can be tuned without the FP32 file that all others are compared with",
         )
     return files
 
 
-def _run(request: Request, recipe: Recipe, listener: Listener, *, force: bool) -> None:
-    run(recipe, request.out, models=request.models, force_convert=force, listener=listener)
+def plan_files(request: Request) -> Outcome:
+    """Return what `make_files` would do, without doing it.
 
-
-def _without_int8(recipe: Recipe, targets: tuple[TargetOptions, ...]) -> Recipe:
-    return recipe.model_copy(
-        update={
-            "targets": targets,
-            "calibration": CalibrationOptions(),
-            "data": None,
-            "max_drop": None,
-        }
+    Raises:
+        BoxwrightError: A file is in the way, or an input is wrong.
+    """
+    return run(
+        request.recipe,
+        request.out,
+        models=request.models,
+        dry_run=True,
+        force_convert=request.force,
     )
 
 
-def _open(request: Request, files: Files, target: TargetOptions) -> bool:
-    """Whether a target was neither published nor rejected by its own verification."""
-    name = request.file_of(target)
-    return name not in files.sha256 and not files.failed.get(name, "").startswith("parity")
+def _stopped_at(request: Request, targets: Sequence[TargetOptions]) -> str | None:
+    """Return the precision whose budget stopped a run; None when the run came to its end.
+
+    Raw files are made in the order FP32, FP16, INT8, and none is published before all are made.
+    """
+    entries = Store.peek(request.folder).entries
+    states = {t: e.state if (e := entries.get(request.file_of(t))) else "" for t in targets}
+    if all(state in ("published", "rejected") for state in states.values()):
+        return None
+    for precision in ("fp16", "int8"):
+        raw = states.get(TargetOptions(precision=precision))
+        if raw is not None and raw not in ("built", "published"):
+            return precision
+    return None
 
 
-def _unmade(request: Request, files: Files) -> bool:
-    return any(_open(request, files, target) for target in request.recipe.targets)
-
-
-def _look(request: Request, reason: str) -> Files:
+def _look(request: Request, excluded: Mapping[str, str]) -> Files:
     """Return what stands in the run directory.
 
     Args:
         request: What was asked for.
-        reason: Why the run stopped, for files that it did not come to.
+        excluded: Why a precision is left out.
     """
     entries = Store.peek(request.folder).entries
     files = Files()
@@ -112,7 +122,7 @@ def _look(request: Request, reason: str) -> Files:
         elif entry is not None and entry.state == "rejected":
             files.failed[name] = _failure(entry)
         else:
-            files.failed[name] = reason or "it was not made"
+            files.failed[name] = excluded.get(target.precision, "it was not made")
     return files
 
 

@@ -8,19 +8,18 @@ from pathlib import Path
 
 from boxwright import catalog
 from boxwright.benchmark import BenchmarkSettings
-from boxwright.datasets import Dataset, open_dataset
+from boxwright.datasets import Dataset
 from boxwright.errors import MissingExtraError, RequestError
 from boxwright.images import expand_paths
 from boxwright.machine import usable_cores
-from boxwright.outcome import Listener, Outcome
-from boxwright.pipeline import run
-from boxwright.recipe import Recipe, TargetOptions
-from boxwright.resolve import Resolved, resolve
+from boxwright.outcome import Listener
+from boxwright.recipe import CalibrationOptions, MeasureOptions, Recipe, TargetOptions
+from boxwright.resolve import Resolved, labelled_data, resolve
 from boxwright.store import sha256_of_file
 from boxwright.tune.records import Budgets, Combination, Sweep
 from boxwright.types import ModelSpec
 
-__all__ = ["Request", "check_request", "default_threads", "evenly"]
+__all__ = ["BASELINE", "Request", "check_request", "default_threads", "in_flight", "with_targets"]
 
 BASELINE = TargetOptions(precision="fp32", outputs="raw")
 _BASELINE_RUNTIME = "pytorch"  # runs the source itself
@@ -42,7 +41,6 @@ class Request:
         dataset: Labelled pictures, or None.
         pictures: What is looked at while timing; empty: generated ones.
         has_torch: The source runs in PyTorch as a baseline.
-        outcome: The plan of the files.
         notes: What was decided for the user.
     """
 
@@ -58,7 +56,6 @@ class Request:
     dataset: Dataset | None
     pictures: tuple[Path, ...]
     has_torch: bool
-    outcome: Outcome
     notes: tuple[str, ...]
 
     @property
@@ -109,7 +106,7 @@ def in_flight(sweep: Sweep, threads: int | None) -> int:
     return sweep.concurrency or max(1, usable_cores() // (threads or usable_cores()))
 
 
-def evenly(paths: Sequence[Path], count: int) -> list[Path]:
+def _evenly(paths: Sequence[Path], count: int) -> list[Path]:
     """Return at most so many of some paths, evenly spaced."""
     if len(paths) <= count:
         return list(paths)
@@ -149,7 +146,7 @@ def check_request(
             "drop it",
         )
     spec = resolved.source.describe(resolved.request)
-    dataset = _dataset(recipe, spec)
+    dataset = _dataset(recipe, resolved, listener)
     pictures = _pictures(recipe, dataset)
     if dataset is None:
         notes.append(
@@ -159,8 +156,6 @@ def check_request(
         notes.append("no --max-drop: a winner may lose any accuracy; see its drop")
     if not any(t.precision == "int8" for t in recipe.targets):
         notes.append("no INT8 file took part")
-    full = _with_bodies(recipe, budgets, pictures)
-    outcome = run(full, out, models=models, dry_run=True, force_convert=force_convert)
     filled = Sweep(
         runtimes=runtimes,
         threads=sweep.threads or default_threads(usable_cores()),
@@ -173,7 +168,7 @@ def check_request(
         allow_unmeasured_int8=sweep.allow_unmeasured_int8,
     )
     return Request(
-        recipe=full,
+        recipe=_with_bodies(recipe, budgets),
         asked=tuple(dict.fromkeys(recipe.targets)),
         out=out,
         models=models,
@@ -185,7 +180,6 @@ def check_request(
         dataset=dataset,
         pictures=tuple(pictures),
         has_torch=has_torch,
-        outcome=outcome,
         notes=tuple(notes),
     )
 
@@ -300,16 +294,18 @@ def _runtimes(recipe: Recipe, sweep: Sweep) -> tuple[tuple[str, ...], bool]:
     return able, _BASELINE_RUNTIME in names and sweep.objective == "latency"
 
 
-def _dataset(recipe: Recipe, spec: ModelSpec) -> Dataset | None:
+def _dataset(recipe: Recipe, resolved: Resolved, listener: Listener) -> Dataset | None:
     """Open the labelled pictures; refuse those that show nothing or were calibrated on.
 
     Raises:
         RequestError: They do or were.
         SourceError: They cannot be read.
     """
-    if recipe.data is None:
+    dataset = labelled_data(
+        recipe, resolved, lambda done, total: listener.count("pages", done, total)
+    )
+    if dataset is None:
         return None
-    dataset = open_dataset(recipe.data, class_names=spec.class_names)
     if not any((~item.crowd).any() for item in dataset.items):
         raise RequestError(
             f"--data {recipe.data}",
@@ -320,7 +316,7 @@ def _dataset(recipe: Recipe, spec: ModelSpec) -> Dataset | None:
     cached = options.cache is not None and Path(options.cache).is_file()
     if options.images and not cached and not options.allow_overlap:
         measured = {sha256_of_file(i.path): i for i in dataset.items if i.path and i.path.is_file()}
-        files = evenly(expand_paths(options.images), options.count)
+        files = _evenly(expand_paths(options.images), options.count)
         both = [measured[h].name for h in map(sha256_of_file, files) if h in measured]
         if both:
             raise RequestError(
@@ -335,25 +331,31 @@ def _dataset(recipe: Recipe, spec: ModelSpec) -> Dataset | None:
 def _pictures(recipe: Recipe, dataset: Dataset | None) -> list[Path]:
     """Return what is verified and timed on: `images`, or the data's own pictures."""
     if recipe.images:
-        return evenly(expand_paths(recipe.images), recipe.max_images)
+        return _evenly(expand_paths(recipe.images), recipe.max_images)
     if dataset is None:
         return []
-    return evenly([i.path for i in dataset.items if i.path is not None], recipe.max_images)
+    return _evenly([i.path for i in dataset.items if i.path is not None], recipe.max_images)
 
 
-def _with_bodies(recipe: Recipe, budgets: Budgets, pictures: Sequence[Path]) -> Recipe:
-    """Return the recipe with the raw file of each body, and what the pipeline needs of the rest.
+def _with_bodies(recipe: Recipe, budgets: Budgets) -> Recipe:
+    """Return the recipe with the raw file of each body; the pipeline measures only parity.
 
     FP32 raw is the baseline of speed and accuracy; the other raw files are what accuracy is
     measured on.
     """
     bodies = [BASELINE, *(TargetOptions(precision=t.precision) for t in recipe.targets)]
     targets = tuple(dict.fromkeys([*bodies, *recipe.targets]))
+    silent = MeasureOptions(latency=False, accuracy=False)
+    return with_targets(
+        recipe.model_copy(update={"max_drop": budgets.max_drop, "measure": silent}), targets
+    )
+
+
+def with_targets(recipe: Recipe, targets: tuple[TargetOptions, ...]) -> Recipe:
+    """Return the recipe for some targets, without what the pipeline refuses beside them."""
     changes: dict[str, object] = {"targets": targets}
-    if not any(t.precision == "int8" for t in targets) or budgets.max_drop is None:
-        changes |= {"data": None, "max_drop": None}
-    else:
-        changes["max_drop"] = budgets.max_drop
-    if not recipe.images:
-        changes["images"] = tuple(str(p) for p in pictures)
+    if all(t.precision == "fp32" for t in targets):
+        changes["max_drop"] = None
+    if all(t.precision != "int8" for t in targets):
+        changes["calibration"] = CalibrationOptions()
     return recipe.model_copy(update=changes)
