@@ -197,7 +197,7 @@ CHOICES = {
         [Rival("a", shaky(10), (1,)), Rival("b", steady(10.2), (2,))], ("a", "a", ("b",))
     ),
     "alike in noise but far slower": (
-        [Rival("a", shaky(10), (2,)), Rival("b", shaky(10.8), (1,))], ("a", "a", ())
+        [Rival("a", shaky(10), (2,)), Rival("b", shaky(10.8)[::-1], (1,))], ("a", "a", ())
     ),
     "close but told apart": (
         [Rival("a", steady(10), (2,)), Rival("b", steady(10.3), (1,))], ("a", "a", ())

@@ -14,6 +14,7 @@ from boxwright.benchmark import BenchmarkSettings
 from boxwright.benchmark.comparison import cost_by_round, speed_up
 from boxwright.environment import describe_machine
 from boxwright.measurement.records import BenchmarkResult, Measured
+from boxwright.measurement.statistics import median
 from boxwright.outcome import Listener
 from boxwright.recipe import Recipe, TargetOptions
 from boxwright.store import write_atomic
@@ -213,23 +214,22 @@ class _Tuning:
         self.listener.count("memory", len(alive), len(alive))
         self._tell("memory", len(alive))
 
-    def _settings(self, iterations: int | None, warmup: int) -> BenchmarkSettings:
-        sweep = self.request.sweep
-        if iterations is not None:
-            return BenchmarkSettings(
-                iterations=iterations, warmup=warmup, device="cpu", memory=False, seed=self.seed
-            )
-        return BenchmarkSettings(
-            iterations=sweep.iterations,
-            seconds=sweep.seconds,
+    def _settings(self, iterations: int | None = None) -> BenchmarkSettings:
+        """Return how a round is measured; the final one as long as was asked for."""
+        settings = BenchmarkSettings(
+            iterations=self.request.sweep.iterations,
+            seconds=self.request.sweep.seconds,
             device="cpu",
             memory=False,
             seed=self.seed,
         )
+        if iterations is None:
+            return settings
+        return dataclasses.replace(settings, iterations=iterations, seconds=None, warmup=_WARMUP)
 
     def _screen(self) -> None:
         """Measure those that are left, longer each time, until few are, and drop the dominated."""
-        most = self.request.sweep.iterations or self._settings(None, 1).call_count
+        most = self._settings().call_count
         for number in range(_ROUNDS):
             alive, iterations = self._alive(), _FIRST * 2**number
             if len(alive) <= (1 if number == 0 else _FEW) or (number and iterations >= most):
@@ -237,7 +237,7 @@ class _Tuning:
             stage, groups = f"round {number + 1}", self._groups(alive)
             self.listener.note(f"{stage}: {len(alive)} candidates, {min(iterations, most)} samples")
             for group in groups:
-                self._run(group, stage, self._settings(min(iterations, most), _WARMUP))
+                self._run(group, stage, self._settings(min(iterations, most)))
                 self._prune(group, stage)
             self._tell(stage, len(alive))
         self._cap()
@@ -250,7 +250,7 @@ class _Tuning:
 
     def _cost(self, name: str) -> float:
         found = self.measured.get(name)
-        return 0.0 if found is None else point_of(found, None, None).cost_ms or 0.0
+        return 0.0 if found is None else median([v for r in cost_by_round(found) for v in r])
 
     def _run(self, group: Sequence[Combination], stage: str, settings: BenchmarkSettings) -> None:
         result, refused = self.track.run(group, settings, stage)
@@ -286,7 +286,7 @@ class _Tuning:
                 which,
                 "final",
                 f"the machine is too noisy to decide between {len(alive)}: the {_AT_ONCE} best go "
-                f"on, and its {self._cost(which.name):.2f} ms came {place}th",
+                f"on, and this was number {place} with {self._cost(which.name):.2f} ms",
             )
 
     def _final(self) -> None:
@@ -295,7 +295,7 @@ class _Tuning:
         if not alive:
             return
         self.listener.note(f"final: {len(alive)} candidates and {len(self.baselines)} baselines")
-        self._run([*alive, *self.baselines], "final", self._settings(None, 1))
+        self._run([*alive, *self.baselines], "final", self._settings())
         if not self.request.sweep.memory:
             return
         missing = [c for c in [*self._alive(), *self.baselines] if c.name not in self.memory]
