@@ -1,4 +1,4 @@
-"""Command lines that make the winner again and that use it. Pure."""
+"""Command lines that make the winner again and that use it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def _pictures(request: Request) -> list[str]:
         return list(request.recipe.images)
     if not request.pictures:
         return [_PICTURES]
-    return [commonpath([str(p.parent) for p in request.pictures])]
+    folder, here = Path(commonpath([str(p.parent) for p in request.pictures])), Path.cwd()
+    return [str(folder.relative_to(here) if folder.is_relative_to(here) else folder)]
 
 
 def run_words(recipe: Recipe, target: TargetOptions, out: Path) -> list[str]:

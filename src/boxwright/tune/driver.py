@@ -140,6 +140,7 @@ class _Tuning:
             measurements=tuple(self.stages),
             notes=tuple(dict.fromkeys([*self.notes, *self._cautions(winner)])),
             commands=commands_for(self.request, winner.combination) if winner else (),
+            unsure=choice.unsure if choice else (),
         )
 
     def _baselines(self) -> list[Combination]:

@@ -78,12 +78,15 @@ class Choice:
     Attributes:
         winner: Name.
         fastest: Who has the smallest median.
-        tied: Who cannot be told from the fastest, itself left out.
+        tied: Who is as good as the fastest, itself left out.
+        unsure: Who may be as fast, for all that the noise lets one tell, but is slower by more
+            than a tie allows.
     """
 
     winner: str
     fastest: str
     tied: tuple[str, ...]
+    unsure: tuple[str, ...] = ()
 
 
 def _known(value: float | None) -> bool:
@@ -212,7 +215,7 @@ def choose(rivals: Sequence[Rival], *, seed: int = 0) -> Choice | None:
 
     >>> quick = Rival("quick", [[9.8], [10.1]] * 3, (2,))
     >>> choose([quick, Rival("simple", [[10.0]] * 6, (1,))])
-    Choice(winner='simple', fastest='quick', tied=('simple',))
+    Choice(winner='simple', fastest='quick', tied=('simple',), unsure=())
     """
     if not rivals:
         return None
@@ -221,13 +224,18 @@ def choose(rivals: Sequence[Rival], *, seed: int = 0) -> Choice | None:
     }
     ordered = sorted(rivals, key=lambda r: (medians[r.name], r.simplicity, r.name))
     fastest = ordered[0]
-    tied = [r for r in ordered[1:] if _is_tie(fastest, r, medians, seed)]
+    alike = [r for r in ordered[1:] if _within_noise(fastest, r, seed)]
+    limit = medians[fastest.name] * (1.0 + TIE_PERCENT / 100.0)
+    tied = [r for r in alike if medians[r.name] <= limit]
     winner = min([fastest, *tied], key=lambda r: (r.simplicity, medians[r.name]))
-    return Choice(winner.name, fastest.name, tuple(r.name for r in tied))
+    return Choice(
+        winner.name,
+        fastest.name,
+        tuple(r.name for r in tied),
+        tuple(r.name for r in alike if r not in tied),
+    )
 
 
-def _is_tie(fastest: Rival, other: Rival, medians: Mapping[str, float], seed: int) -> bool:
-    if medians[other.name] > medians[fastest.name] * (1.0 + TIE_PERCENT / 100.0):
-        return False
+def _within_noise(fastest: Rival, other: Rival, seed: int) -> bool:
     interval = median_ratio_interval(fastest.rounds, other.rounds, seed=seed)
     return interval is None or interval[1] <= 1.0 <= interval[2]

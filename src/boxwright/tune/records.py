@@ -241,11 +241,12 @@ class TuneResult:
         candidates: All, those that left early too, and the baselines last.
         winner: None where nothing is within the budgets.
         why: How the winner was chosen, or why there is none, in one sentence.
-        tied: Names of those that cannot be told from the fastest.
+        tied: Names of those as good as the fastest: within noise, and hardly slower.
         accuracy: Of each body in each runtime, as (file, runtime, figures).
         measurements: Every round with its raw samples, as (stage, benchmark); the last is final.
         notes: What was left out or should be known.
         commands: (what it does, command line) to make the winner again and to use it.
+        unsure: Names of those that may be as fast, for all that the noise lets one tell.
     """
 
     created_at: str
@@ -265,6 +266,7 @@ class TuneResult:
     measurements: tuple[tuple[str, BenchmarkResult], ...]
     notes: tuple[str, ...]
     commands: tuple[tuple[str, str], ...]
+    unsure: tuple[str, ...] = ()
     schema: int = field(default=SCHEMA)
 
     @property
@@ -294,6 +296,7 @@ class TuneResult:
             "winner": self._winner(),
             "why": self.why,
             "tied": list(self.tied),
+            "unsure": list(self.unsure),
             "front": [c.name for c in self.front],
             "candidates": [c.as_dict() for c in self.candidates],
             "commands": [list(c) for c in self.commands],

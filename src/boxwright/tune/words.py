@@ -17,19 +17,25 @@ def why_winner(winner: Candidate, choice: Choice, candidates: Sequence[Candidate
     figures = f"{winner.name}: {_speed_words(winner)}"
     if winner.drop is not None:
         figures += f", mAP50-95 {winner.map50_95:.4f} (drop {winner.drop:+.4f})"
+    doubt = ""
+    if choice.unsure:
+        doubt = (
+            f"; the noise cannot rule out that {_names(choice.unsure)} is as fast as "
+            f"{choice.fastest}: measure longer, or on an idle machine"
+        )
     if not choice.tied:
         rivals = sum(c.eligible for c in candidates)
         alone = "the only one" if rivals == 1 else f"the fastest of the {rivals}"
-        return f"{figures}; {alone} in the final round that may win"
+        return f"{figures}; {alone} in the final round that may win{doubt}"
     rule = "fewer threads, then FP32 before FP16 before INT8, then ONNX Runtime, then raw outputs"
     if winner.name == choice.fastest:
         return (
             f"{figures}; the fastest, but {_names(choice.tied)} cannot be told from it (within "
-            f"noise, and at most {TIE_PERCENT:g} % slower); it is preferred for {rule}"
+            f"noise, and at most {TIE_PERCENT:g} % slower); it is preferred for {rule}{doubt}"
         )
     return (
         f"{figures}; it cannot be told from the fastest, {choice.fastest} (within noise, and at "
-        f"most {TIE_PERCENT:g} % slower), and is preferred for {rule}"
+        f"most {TIE_PERCENT:g} % slower), and is preferred for {rule}{doubt}"
     )
 
 
