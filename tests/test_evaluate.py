@@ -462,6 +462,31 @@ def test_the_command(words, cli, place):
     assert "processor" in accuracy["environment"]
 
 
+def test_how_sure_a_figure_is(place, cli):
+    _jittered_data(place, "tiny.onnx", 9)
+    tiny_models.ultralytics_onnx(place / "other.onnx", seed=1)
+    words = ["evaluate", "tiny.onnx", "other.onnx", "--data", "truth.json", "--threads", 1]
+    words += ["--runtime", "onnxruntime", "--resamples", 150]
+    ran = cli(*words)
+    assert "150 draws of the pictures; change: against tiny.onnx" in ran.out
+    first, second = json.loads(cli(*words, "--json").out)
+    assert first["interval"][0] < first["map50_95"] < first["interval"][1]
+    assert first["change"] is None and second["change"]["baseline"] == "tiny.onnx"
+    difference = second["map50_95"] - first["map50_95"]
+    assert second["change"]["difference"] == pytest.approx(difference)
+    assert second["change"]["low"] < difference < second["change"]["high"] < 0
+    low, high = (f"{second['change'][end]:+.3f}" for end in ("low", "high"))
+    assert f"{difference:+.4f} [{low}, {high}] *" in ran.out
+    [plain, other] = json.loads(cli(*words, "--json", "--resamples", 0).out)
+    assert plain["interval"] is other["change"] is None
+    assert "draws" not in cli(*words, "--resamples", 0).out
+
+
+def test_too_few_pictures_have_no_interval(words, cli):
+    ran = cli(*words, "--runtime", "onnxruntime")
+    assert "no 95 % intervals: under 5 pictures show objects" in ran.out
+
+
 def test_files_of_one_name_are_told_apart(words, cli, place, tiny_bytes):
     (place / "b").mkdir()
     (place / "b" / "tiny.onnx").write_bytes(tiny_bytes)

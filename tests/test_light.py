@@ -73,6 +73,8 @@ def test_every_module_imports_without_extras():
         "benchmark",
         "tune",
         "evaluate",
+        "report",
+        "compare",
         "predict",
         "inspect",
         "clean",

@@ -213,7 +213,7 @@ def _recipe(
         "images": [str(p) for p in pictures],
         "calibration": {"images": [str(p) for p in calibration]},
         "data": str(truth),
-        "measure": {"seconds": 0.5},
+        "measure": {"seconds": 0.5, "runtimes": ["onnxruntime"]},
         "threads": threads,
     }
     return recipe_from_mapping(data, "demo")

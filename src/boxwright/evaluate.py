@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ from boxwright.scoring import (
     average_precision,
     count_matches,
 )
+from boxwright.significance import Matches, interval, matches_from_pictures
 from boxwright.types import Accuracy, ClassAccuracy, Detections, Image, NmsSettings
 
 __all__ = ["MAX_DETECTIONS", "PRE_TOPK", "SCORE_THRESHOLD", "evaluate"]
@@ -80,6 +81,8 @@ def evaluate(
     environment: Mapping[str, str] | None = None,
     advance: Callable[[], None] = lambda: None,
     report: Callable[[str], None] = lambda _: None,
+    matches: MutableMapping[str, Matches] | None = None,
+    resamples: int = 0,
 ) -> dict[str, Accuracy]:
     """Measure files on a data set; each picture is read and decoded once for all of them.
 
@@ -94,6 +97,8 @@ def evaluate(
         environment: Recorded in the results.
         advance: Called after each picture.
         report: Told of each picture that cannot be measured.
+        matches: Filled, by name, with what intervals and comparisons are made from.
+        resamples: Draws of the bootstrap that gives `Accuracy.interval`; 0 leaves it out.
 
     Returns:
         What was measured, by name.
@@ -107,6 +112,8 @@ def evaluate(
     if batch < 1 or max_detections < 1:
         name, value = ("batch", batch) if batch < 1 else ("max-detections", max_detections)
         raise RequestError(f"--{name} {value}", "it is not a positive number", "use e.g. 1")
+    if resamples < 0:
+        raise RequestError(f"--resamples {resamples}", "it is negative", "use e.g. 1000, or 0")
     plans = {}
     for name, detector in detectors.items():
         _check_classes(name, detector, dataset)
@@ -124,10 +131,21 @@ def evaluate(
     if not any(m.pictures for m in measured.values()):
         found = f"not one of its {len(dataset.items)} pictures can be measured"
         raise SourceError(dataset.name, found, "check the pictures")
-    return {
-        name: _accuracy(name, detector, dataset, plans[name], measured[name], problems, environment)
-        for name, detector in detectors.items()
-    }
+    results = {}
+    for name, detector in detectors.items():
+        seen, plan = measured[name], plans[name]
+        results[name] = _accuracy(name, detector, dataset, plan, seen, problems, environment)
+        if matches is not None or resamples:
+            limit = plan.evaluation.keep_topk
+            matched = matches_from_pictures(
+                seen.pictures, len(dataset.class_names), limit, dataset.fingerprint
+            )
+            if matches is not None:
+                matches[name] = matched
+            if resamples:
+                ends = interval(matched, resamples=resamples)
+                results[name] = dataclasses.replace(results[name], interval=ends)
+    return results
 
 
 def _check_classes(name: str, detector: Detector, dataset: Dataset) -> None:

@@ -6,6 +6,7 @@ What was measured before and depends on nothing that changed is taken from the r
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,13 @@ from boxwright.outcome import Listener
 from boxwright.plan import hash_of
 from boxwright.recipe import Recipe
 from boxwright.report import SOURCE, Evaluated, Made, Report, Shown
-from boxwright.types import Change, Image
+from boxwright.significance import Matches, change, default_resamples, interval
+from boxwright.types import Image
 
 __all__ = ["Evidence", "installed_runtimes"]
 
-_KEY = 1  # raised when what is measured changes its meaning
+_MOST_DRAWS = 500  # of the bootstrap
+_KEY = 2  # raised when what is measured changes its meaning
 _SIDE_PX = 640  # of the report's pictures
 _QUALITY = 80
 _PICTURES = 32  # that latency is measured on
@@ -71,7 +74,10 @@ class Evidence:
         random_weights: The source is a configuration, so that there is no accuracy.
         known: The report that is there, or None.
         listener: Told what happens.
+        known_matches: What the accuracies of `known` were counted from.
         notes: What was not measured and why; filled.
+        matches: What the accuracies were counted from, by file and runtime; filled.
+        fresh: Files and runtimes that were measured now; filled.
     """
 
     recipe: Recipe
@@ -85,8 +91,11 @@ class Evidence:
     pictures: Sequence[Path | Image]
     random_weights: bool
     known: Report | None
+    known_matches: Mapping[tuple[str, str], Matches]
     listener: Listener
     notes: list[str] = field(default_factory=list)
+    matches: dict[tuple[str, str], Matches] = field(default_factory=dict)
+    fresh: set[tuple[str, str]] = field(default_factory=set)
 
     def accuracy(self) -> tuple[Evaluated, ...]:
         """Measure the source and each file in each runtime on the labelled pictures."""
@@ -117,7 +126,9 @@ class Evidence:
         assert dataset is not None, "asked before"
         key = hash_of([_KEY, content, runtime, _versions(runtime), _data_key(dataset)])
         for row in self.known.accuracy if self.known else ():
-            if (row.file, row.runtime, row.key) == (file, runtime, key):
+            seen = self.known_matches.get((file, runtime))
+            if (row.file, row.runtime, row.key) == (file, runtime, key) and seen is not None:
+                self.matches[file, runtime] = seen
                 return row
         label, done = f"accuracy {file} {runtime}", 0
 
@@ -128,6 +139,7 @@ class Evidence:
 
         self.listener.note(f"accuracy of {file} in {runtime} on {len(dataset.items)} pictures")
         detector = opened()
+        matches: dict[str, Matches] = {}
         try:
             found = evaluate(
                 {file: detector},
@@ -135,11 +147,16 @@ class Evidence:
                 environment={**describe_environment(), **package_versions(("faster-coco-eval",))},
                 advance=advance,
                 report=self.listener.note,
+                matches=matches,
             )[file]
         finally:
             if file != SOURCE:
                 detector.close()
-        return Evaluated(file, runtime, key, found)
+        self.matches[file, runtime] = matches[file]
+        self.fresh.add((file, runtime))
+        draws = min(_MOST_DRAWS, default_resamples(matches[file]))
+        ends = interval(matches[file], resamples=draws)
+        return Evaluated(file, runtime, key, dataclasses.replace(found, interval=ends))
 
     def _with_changes(self, rows: Sequence[Evaluated]) -> Iterator[Evaluated]:
         """Compare raw files with the source, and end-to-end files with the FP32 one of their form.
@@ -164,7 +181,17 @@ class Evidence:
                 ]
                 first = [by_file[w, r] for w in whole for r in RUNTIMES if (w, r) in by_file]
                 baseline = first[0] if first and first[0] is not row else None
-            yield _compared(row, baseline)
+            yield self._compared(row, baseline)
+
+    def _compared(self, row: Evaluated, baseline: Evaluated | None) -> Evaluated:
+        if baseline is None or row.accuracy.map50_95 is None:
+            return dataclasses.replace(row, change=None)
+        if row.change is not None and (baseline.file, baseline.runtime) not in self.fresh:
+            return row
+        name = baseline.file if baseline.file == SOURCE else f"{baseline.file} ({baseline.runtime})"
+        one, other = (self.matches[r.file, r.runtime] for r in (row, baseline))
+        draws = min(_MOST_DRAWS, default_resamples(one, other))
+        return dataclasses.replace(row, change=change(one, other, name, resamples=draws))
 
     def _pairs(self, for_speed: bool) -> Iterator[tuple[Made, str]]:
         """Yield each file with each runtime that computes it as it is meant."""
@@ -307,14 +334,6 @@ def _reader(path: Path) -> Callable[[], Image]:
 
 def _one(detector: Detector, image: Image) -> Any:
     return detector(image)
-
-
-def _compared(row: Evaluated, baseline: Evaluated | None) -> Evaluated:
-    if baseline is None or row.accuracy.map50_95 is None or baseline.accuracy.map50_95 is None:
-        return Evaluated(row.file, row.runtime, row.key, row.accuracy)
-    name = baseline.file if baseline.file == SOURCE else f"{baseline.file} ({baseline.runtime})"
-    difference = row.accuracy.map50_95 - baseline.accuracy.map50_95
-    return Evaluated(row.file, row.runtime, row.key, row.accuracy, Change(name, difference))
 
 
 def _versions(runtime: str) -> dict[str, str]:

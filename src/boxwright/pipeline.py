@@ -15,7 +15,7 @@ from boxwright.store import Store, sha256_of_file
 
 __all__ = ["Listener", "Outcome", "Row", "run"]
 
-_PICTURES_OF_DATA = 64  # that files are verified on where no other pictures are named
+_PICTURES_OF_DATA = 32  # that files are verified on where no other pictures are named
 
 
 def run(

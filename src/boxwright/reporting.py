@@ -15,14 +15,18 @@ from boxwright.benchmark import Entry
 from boxwright.datasets import Dataset
 from boxwright.detector import Detector
 from boxwright.environment import describe_environment
+from boxwright.errors import SourceError
 from boxwright.evidence import Evidence
+from boxwright.matches_file import read_matches, write_matches
 from boxwright.outcome import Listener
 from boxwright.plan import hash_of
 from boxwright.recipe import Recipe, text_from_recipe
 from boxwright.report import SOURCE, Made, Report
 from boxwright.report.choice import choose
+from boxwright.report.html import html_from_report
 from boxwright.resolve import Resolved
-from boxwright.store import RECIPE_FILE, REPORT_FILE, Store, write_atomic
+from boxwright.significance import Matches
+from boxwright.store import MATCHES_FILE, PAGE_FILE, RECIPE_FILE, REPORT_FILE, Store, write_atomic
 from boxwright.store import Entry as Stored
 from boxwright.types import (
     Artifact,
@@ -58,7 +62,7 @@ def write_report(
     again: bool,
     listener: Listener,
 ) -> Report:
-    """Measure what is not known yet, and write report.json and the recipe.
+    """Measure what is not known yet, and write the recipe, report.json and its page.
 
     Args:
         store: The run directory.
@@ -93,6 +97,7 @@ def write_report(
         pictures=pictures,
         random_weights=resolved.request.path.suffix in (".yaml", ".yml"),
         known=known,
+        known_matches=_known_matches(store.folder) if known else {},
         listener=listener,
     )
     accuracy = evidence.accuracy()
@@ -121,13 +126,27 @@ def write_report(
         choice=choice,
         commands=tuple(_commands(report, store.folder, choice.file, choice.runtime)),
     )
+    page = store.folder / PAGE_FILE
     if known is not None and _facts(known) == _facts(report):
+        if not page.exists():
+            write_atomic(page, html_from_report(known).encode())
         return known
+    if evidence.matches:
+        write_matches(store.folder / MATCHES_FILE, evidence.matches)
     write_atomic(store.folder / RECIPE_FILE, text_from_recipe(recipe).encode())
     write_atomic(
         store.folder / REPORT_FILE, (json.dumps(report.as_dict(), sort_keys=True) + "\n").encode()
     )
+    write_atomic(page, html_from_report(report).encode())
     return report
+
+
+def _known_matches(folder: Path) -> dict[tuple[str, str], Matches]:
+    """Return what the known accuracies were counted from; nothing where it cannot be read."""
+    try:
+        return read_matches(folder / MATCHES_FILE)
+    except SourceError:
+        return {}
 
 
 def _place(made: Made) -> tuple[int, bool, str]:

@@ -29,6 +29,7 @@ MANIFEST = "manifest.json"
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
 RECIPE_FILE = "recipe.yaml"
+MATCHES_FILE = "matches.npz"
 _WORK = ".work"  # intermediates and files that still await their verification
 _LOCK = ".lock"
 _PROBE = ".probe"
@@ -228,7 +229,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what a crash left: temporary files, and working files that nobody awaits."""
-        ours = (*self.entries, MANIFEST, REPORT_FILE, PAGE_FILE, RECIPE_FILE)
+        ours = (*self.entries, MANIFEST, REPORT_FILE, PAGE_FILE, RECIPE_FILE, MATCHES_FILE)
         for part in (self.folder / f".{name}.part" for name in ours):
             part.unlink(missing_ok=True)
         for path in self.work.iterdir():
@@ -353,7 +354,7 @@ def _entry_from_dict(name: str, value: dict[str, Any]) -> Entry:
     A name must stay inside of the run directory: `clean` removes what a manifest lists.
     """
     entry = Entry(**value)
-    own = (_WORK, _LOCK, MANIFEST, REPORT_FILE, PAGE_FILE, RECIPE_FILE)
+    own = (_WORK, _LOCK, MANIFEST, REPORT_FILE, PAGE_FILE, RECIPE_FILE, MATCHES_FILE)
     if name != Path(name).name or name in ("", ".", "..", *own):
         raise ValueError(f"{name!r} is not a file name")
     if entry.state not in get_args(State):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from boxwright.errors import RequestError, nearest_name
 from boxwright.measurement.records import Measured, SpeedUp
-from boxwright.measurement.statistics import median, median_ratio_interval, samples_by_round
+from boxwright.measurement.statistics import median, median_ratio_interval, rounds_of
 
-__all__ = ["baseline_name", "compared", "cost_by_round", "speed_up"]
+__all__ = ["baseline_name", "compared", "speed_up"]
 
 
 def baseline_name(asked: str | None, names: Sequence[str]) -> str:
@@ -56,16 +56,9 @@ def compared(measured: Sequence[Measured], asked: str | None, seed: int) -> tupl
     )
 
 
-def cost_by_round(measured: Measured) -> list[list[float]]:
-    """Return what is compared, in ms, round by round: `total`; under load the time of a picture."""
-    if measured.mode == "throughput":
-        return [[1e3 / r.images_per_s] for r in measured.rounds if r.images_per_s]
-    return samples_by_round(measured.main.samples_ms, measured.sample_rounds)
-
-
 def speed_up(base: Measured, candidate: Measured, seed: int) -> SpeedUp:
-    """Compare two measurements that ran in turns."""
-    rounds = [cost_by_round(m) for m in (base, candidate)]
+    """Compare `total`; under load the pictures per second of each round."""
+    rounds = [rounds_of(m) for m in (base, candidate)]
     interval = median_ratio_interval(rounds[0], rounds[1], seed=seed)
     if interval is None:
         first, second = (median([v for r in side for v in r]) for side in rounds)

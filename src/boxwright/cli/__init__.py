@@ -28,6 +28,8 @@ _VERBS = {
     "tune": "The fastest file within budgets, and the Pareto front.",
     "benchmark": "Latency, throughput and memory of files, in turns.",
     "evaluate": "mAP, precision and recall on labelled pictures.",
+    "report": "One HTML page of what a run left.",
+    "compare": "What changed from one run to another, and whether it means anything.",
     "predict": "Detect in pictures, folders, globs and videos.",
     "inspect": "Say what a file is.",
     "clean": "Remove built files; keep recipes and reports.",

@@ -15,9 +15,8 @@ from boxwright.errors import CheckFailedError, RequestError
 
 if TYPE_CHECKING:
     from boxwright.benchmark import BenchmarkResult, BenchmarkSettings
-    from boxwright.measurement.tables import Table
 
-__all__ = ["command", "counts_from_text", "print_table"]
+__all__ = ["command", "counts_from_text"]
 
 _RUNTIMES = ("auto", "onnxruntime", "openvino", "pytorch")
 _QUICK = {"iterations": 10, "warmup": 2}
@@ -186,6 +185,7 @@ def counts_from_text(option: str, text: str) -> tuple[int, ...]:
 
 
 def _print(result: BenchmarkResult, style: str) -> None:
+    from boxwright.cli.console import print_table
     from boxwright.measurement import tables
 
     if style == "json":
@@ -201,22 +201,6 @@ def _print(result: BenchmarkResult, style: str) -> None:
     if style in ("text", "json", "csv"):
         for line in tables.noise_lines(result):
             click.echo(line if style == "text" else f"boxwright: {line}", err=style != "text")
-
-
-def print_table(table: Table) -> None:
-    """Print a table, wide where nobody watches."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    shown = RichTable(title=table.title, title_justify="left")
-    for index, title in enumerate(table.head):
-        shown.add_column(title, justify="right" if index else "left", no_wrap=index == 0)
-    for row in table.rows:
-        shown.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=200)
-    console.print(shown)
 
 
 def _check_budget(result: BenchmarkResult, budget: float | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,12 +26,16 @@ from boxwright.report import SOURCE, Evaluated, Report
 from boxwright.store import PAGE_FILE
 from boxwright.types import Check, Parity
 
+if TYPE_CHECKING:
+    from boxwright.measurement.tables import Table as TextTable
+
 __all__ = [
     "ConsoleListener",
     "outcome_as_dict",
     "print_evidence",
     "print_outcome",
     "print_parity",
+    "print_table",
     "size_text",
 ]
 
@@ -182,8 +187,15 @@ def _evidence_table(report: Report) -> Table:
 def _accuracy_cells(row: Evaluated | None) -> tuple[str, str]:
     if row is None or row.accuracy.map50_95 is None:
         return "-", "-"
-    change = "-" if row.change is None else f"{row.change.difference:+.4f}"
-    return f"{row.accuracy.map50_95:.4f}", change
+    ends = row.accuracy.interval
+    value = f"{row.accuracy.map50_95:.4f}"
+    value += f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+    if row.change is None:
+        return value, "-"
+    change = f"{row.change.difference:+.4f}"
+    if row.change.low is not None and row.change.high is not None:
+        change += f" [{row.change.low:+.3f}, {row.change.high:+.3f}]"
+    return value, change
 
 
 def _latency_cells(measured: Measured | None) -> tuple[str, str, str, str]:
@@ -211,6 +223,19 @@ def print_parity(parity: Parity, name: str = "") -> None:
     console = _console()
     console.print(table)
     console.print(f"{parity.pictures} pictures, {parity.detections} detections in the reference")
+
+
+def print_table(table: TextTable) -> None:
+    """Print a table of text: the first column left-aligned, the others right."""
+    shown = Table(title=table.title, title_justify="left")
+    for index, title in enumerate(table.head):
+        shown.add_column(title, justify="right" if index else "left", no_wrap=index == 0)
+    for row in table.rows:
+        shown.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=200)
+    console.print(shown)
 
 
 def outcome_as_dict(outcome: Outcome) -> dict[str, object]:

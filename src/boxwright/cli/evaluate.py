@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -16,7 +17,10 @@ from boxwright.cli.options import runtime_options
 if TYPE_CHECKING:
     from boxwright.datasets import Dataset
     from boxwright.detector import Detector
-    from boxwright.types import Accuracy
+    from boxwright.significance import Matches
+    from boxwright.types import Accuracy, Change
+
+    Row: TypeAlias = tuple[Accuracy, Change | None]
 
 __all__ = ["command"]
 
@@ -52,6 +56,12 @@ __all__ = ["command"]
     show_default=True,
     help="Of a picture, and of a class in it.",
 )
+@click.option(
+    "--resamples",
+    type=click.IntRange(0, 100_000),
+    metavar="N",
+    help="Draws for the 95 % intervals; 0 leaves them out. Default: 2000, fewer on large data.",
+)
 @click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say.")
 @click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco.")
 @click.option("--save-json", type=click.Path(path_type=Path), help="Every figure in one file.")
@@ -62,9 +72,10 @@ def command(artifacts: tuple[Path, ...], **options: Any) -> int:
     """Measure mAP, precision and recall of one or more files of a model.
 
     mAP is COCO's, from the whole curve down to a score of 0.001; precision, recall and F1 are
-    those of the file's own thresholds. What is wrong with the data is counted and printed. Exit
-    status 1 when a picture could not be measured. --data sample generates labelled pages for the
-    embedded detector.
+    those of the file's own thresholds. How sure an mAP is, and whether a file differs from the
+    first, is told by bootstrap over the pictures; see docs/accuracy.md. What is wrong with the data
+    is counted and printed. Exit status 1 when a picture could not be measured. --data sample
+    generates labelled pages for the embedded detector.
 
     \b
     boxwright evaluate runs/yolo11n/*.onnx --data coco128/data.yaml --split val
@@ -77,6 +88,7 @@ def command(artifacts: tuple[Path, ...], **options: Any) -> int:
 
     Wishes(json_file=options["save_json"], force=options["force"]).check()
     unmeasured: list[str] = []
+    matches: dict[str, Matches] = {}
     with ExitStack() as open_files, ConsoleListener() as listener:
         detectors = _open(artifacts, options, open_files)
         dataset = open_dataset(
@@ -111,8 +123,10 @@ def command(artifacts: tuple[Path, ...], **options: Any) -> int:
             environment={**describe_environment(), **package_versions(("faster-coco-eval",))},
             advance=advance,
             report=report,
+            matches=matches,
         )
-    _finish(list(results.values()), options)
+        rows, draws = _with_intervals(results, matches, options["resamples"])
+    _finish(rows, draws, options)
     return 1 if unmeasured else 0
 
 
@@ -152,14 +166,37 @@ def _print_problems(dataset: Dataset) -> None:
         _say(f"{dataset.name}: {count} {what} (first: {dataset.first[what]})")
 
 
-def _finish(results: list[Accuracy], options: dict[str, Any]) -> None:
+def _with_intervals(
+    results: dict[str, Accuracy], matches: dict[str, Matches], asked: int | None
+) -> tuple[list[Row], int]:
+    """Return each accuracy with its interval and its change against the first, and the draws."""
+    from boxwright.significance import change, default_resamples, interval
+
+    draws = default_resamples(*matches.values()) if asked is None else asked
+    first = next(iter(results))
+    rows: list[Row] = []
+    for name, accuracy in results.items():
+        if not draws or accuracy.map50_95 is None:
+            rows.append((accuracy, None))
+            continue
+        ends = interval(matches[name], resamples=draws)
+        difference = None
+        if name != first:
+            difference = change(matches[name], matches[first], first, resamples=draws)
+        rows.append((dataclasses.replace(accuracy, interval=ends), difference))
+    return rows, draws
+
+
+def _finish(rows: list[Row], draws: int, options: dict[str, Any]) -> None:
     """Save and print."""
     from boxwright.store import write_atomic
 
+    results = [accuracy for accuracy, _ in rows]
     for accuracy in results:
         for warning in accuracy.warnings:
             _say(f"warning: {accuracy.candidate}: {warning}")
-    text = json.dumps([a.as_dict() for a in results], indent=1, ensure_ascii=False)
+    data = [{**a.as_dict(), "change": dataclasses.asdict(c) if c else None} for a, c in rows]
+    text = json.dumps(data, indent=1, ensure_ascii=False)
     if options["save_json"]:
         file: Path = options["save_json"]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -167,35 +204,68 @@ def _finish(results: list[Accuracy], options: dict[str, Any]) -> None:
     if options["as_json"]:
         click.echo(text)
         return
-    _print_table(results)
+    _print_table(rows)
+    if draws:
+        _print_draws(rows, draws)
     if options["verbose"]:
         _print_classes(results)
 
 
-def _print_table(results: list[Accuracy]) -> None:
+def _print_table(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    first = results[0]
+    first = rows[0][0]
     title = escape(f"{first.dataset}: {first.pictures} pictures, {first.objects} objects")
     table = Table(title=title, title_justify="left")
     table.add_column("file", overflow="fold")
-    columns = ("mAP50-95", "mAP50", "mAP75", "small", "medium", "large", "at score")
-    for name in (*columns, "precision", "recall", "F1"):
+    compared = any(change for _, change in rows)
+    for name in ("mAP50-95", *(["change"] if compared else [])):
+        table.add_column(name, justify="right")
+    columns = ("mAP50", "mAP75", "small", "medium", "large", "at score", "precision", "recall")
+    for name in (*columns, "F1"):
         table.add_column(name, justify="right", no_wrap=True)
-    for a in results:
-        values = (a.map50_95, a.map50, a.map75, a.map_small, a.map_medium, a.map_large)
+    for a, change in rows:
         table.add_row(
             escape(a.candidate),
-            *(_cell(v) for v in values),
+            escape(_with_ends(_cell(a.map50_95), a.interval, ".3f")),
+            *([escape(_change_cell(change))] if compared else []),
+            *(_cell(v) for v in (a.map50, a.map75, a.map_small, a.map_medium, a.map_large)),
             f"{a.operating.score_threshold:g}",
             *(_cell(v) for v in (a.precision, a.recall, a.f1)),
         )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=140)
+        console = Console(highlight=False, width=180)
     console.print(table)
+
+
+def _with_ends(text: str, ends: tuple[float, float] | None, form: str) -> str:
+    return f"{text} [{ends[0]:{form}}, {ends[1]:{form}}]" if ends else text
+
+
+def _change_cell(change: Change | None) -> str:
+    """Return the difference and its interval, `*` behind one that is told from none."""
+    if change is None:
+        return ""
+    low, high = change.low, change.high
+    ends = None if low is None or high is None else (low, high)
+    star = "" if change.within_noise else " *"
+    return _with_ends(f"{change.difference:+.4f}", ends, "+.3f") + star
+
+
+def _print_draws(rows: list[Row], draws: int) -> None:
+    """Say what the intervals are, or why there are none."""
+    from boxwright.significance import LEAST_PICTURES
+
+    if not any(a.interval for a, _ in rows):
+        click.echo(f"no 95 % intervals: under {LEAST_PICTURES} pictures show objects")
+        return
+    text = f"[ ]: 95 % interval, {draws} draws of the pictures"
+    if any(change for _, change in rows):
+        text += f"; change: against {rows[0][0].candidate}, * where the interval leaves out 0"
+    click.echo(text)
 
 
 def _print_classes(results: list[Accuracy]) -> None:

@@ -276,7 +276,7 @@ def _print_plan(request: Request, as_json: bool) -> None:
 
 
 def _print(result: TuneResult, options: dict[str, Any]) -> None:
-    from boxwright.cli.benchmark import print_table
+    from boxwright.cli.console import print_table
     from boxwright.tune import RESULT_FILE
     from boxwright.tune.words import dropped_table, result_table, summary_lines
 

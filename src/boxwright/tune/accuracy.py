@@ -17,7 +17,8 @@ from boxwright.errors import BackendError, CheckFailedError
 from boxwright.evaluate import evaluate
 from boxwright.loading import load
 from boxwright.outcome import Listener
-from boxwright.types import Accuracy
+from boxwright.significance import Matches, change
+from boxwright.types import Accuracy, Change
 
 __all__ = ["REFERENCE", "Accuracies", "measure_accuracies"]
 
@@ -30,11 +31,13 @@ class Accuracies:
 
     Attributes:
         measured: The figures.
+        changes: Against FP32 in ONNX Runtime, with intervals paired by picture.
         refused: Why a runtime does not run a body.
         notes: What is wrong with the data.
     """
 
     measured: dict[tuple[str, str], Accuracy] = field(default_factory=dict)
+    changes: dict[tuple[str, str], Change] = field(default_factory=dict)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -89,6 +92,7 @@ def measure_accuracies(
             keys[name] = (precision, runtime)
         listener.note(f"accuracy of {len(detectors)} on {len(dataset.items)} pictures")
         found.notes += [f"{dataset.name}: {n} {what}" for what, n in dataset.problems.items()]
+        matches: dict[str, Matches] = {}
         done = 0
 
         def advance() -> None:
@@ -103,6 +107,7 @@ def measure_accuracies(
             environment={**describe_environment(), **package_versions(("faster-coco-eval",))},
             advance=advance,
             report=found.notes.append,
+            matches=matches,
         )
     found.measured = {keys[name]: accuracy for name, accuracy in results.items()}
     if found.map_of(*REFERENCE) is None:
@@ -111,4 +116,10 @@ def measure_accuracies(
             "it has no mAP: no object could be measured",
             "give other labelled pictures",
         )
+    first = next(name for name, key in keys.items() if key == REFERENCE)
+    found.changes = {
+        key: change(matches[name], matches[first], first)
+        for name, key in keys.items()
+        if key != REFERENCE
+    }
     return found

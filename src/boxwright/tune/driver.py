@@ -11,10 +11,10 @@ from typing import Any
 
 from boxwright import __version__
 from boxwright.benchmark import BenchmarkSettings
-from boxwright.benchmark.comparison import cost_by_round, speed_up
+from boxwright.benchmark.comparison import speed_up
 from boxwright.environment import describe_machine
 from boxwright.measurement.records import BenchmarkResult, Measured
-from boxwright.measurement.statistics import median
+from boxwright.measurement.statistics import median, rounds_of
 from boxwright.outcome import Listener
 from boxwright.recipe import Recipe, TargetOptions
 from boxwright.store import write_atomic
@@ -251,7 +251,7 @@ class _Tuning:
 
     def _cost(self, name: str) -> float:
         found = self.measured.get(name)
-        return 0.0 if found is None else median([v for r in cost_by_round(found) for v in r])
+        return 0.0 if found is None else median([v for r in rounds_of(found) for v in r])
 
     def _run(self, group: Sequence[Combination], stage: str, settings: BenchmarkSettings) -> None:
         result, refused = self.track.run(group, settings, stage)
@@ -322,7 +322,7 @@ class _Tuning:
         finished.sort(key=lambda c: self._cost(c.name))
         gone.sort(key=lambda c: (c.measured is None, self._cost(c.name)))
         rivals = [
-            Rival(c.name, cost_by_round(c.measured), c.combination.simplicity)
+            Rival(c.name, rounds_of(c.measured), c.combination.simplicity)
             for c in finished
             if c.eligible and c.measured is not None
         ]
@@ -354,6 +354,7 @@ class _Tuning:
             dropped=self.drops.get(which.name),
             over=over,
             on_front=on_front,
+            change=self.accuracies.changes.get(key) if known else None,
         )
 
     def _data(self) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from time import perf_counter
 
 from boxwright.backends import BackendOptions
 from boxwright.benchmark import BenchmarkSettings, Entry
-from boxwright.benchmark.comparison import cost_by_round
 from boxwright.benchmark.memory import measure_peak_memory
 from boxwright.benchmark.subjects import pictures_for
 from boxwright.benchmark.throughput import Loaded, measure_throughput, open_loaded
@@ -27,7 +26,7 @@ from boxwright.loading import load
 from boxwright.machine import CpuUsage, read_cpu_counters, usable_cores, usage_between
 from boxwright.measurement.noise import judge_noise
 from boxwright.measurement.records import BenchmarkResult, Measured, Mode, Round
-from boxwright.measurement.statistics import median, median_interval, samples_by_round
+from boxwright.measurement.statistics import median, median_interval, rounds_of, samples_by_round
 from boxwright.outcome import Listener
 from boxwright.tune.front import Point
 from boxwright.tune.records import Combination
@@ -249,7 +248,7 @@ def point_of(
     measured: Measured, drop: float | None, memory_mb: float | None, seed: int = 0
 ) -> Point:
     """Return what decides about a measured candidate."""
-    rounds = cost_by_round(measured)
+    rounds = rounds_of(measured)
     interval = median_interval(rounds, seed=seed)
     calls = interval
     if measured.mode == "throughput":
@@ -258,10 +257,10 @@ def point_of(
     return Point(
         name=measured.name,
         cost_ms=median([v for r in rounds for v in r]),
-        low_ms=interval[1] if interval else None,
-        high_ms=interval[2] if interval else None,
+        low_ms=interval[0] if interval else None,
+        high_ms=interval[1] if interval else None,
         p95_ms=measured.main.p95,
-        call_low_ms=calls[1] if calls else None,
+        call_low_ms=calls[0] if calls else None,
         drop=drop,
         memory_mb=memory_mb,
     )

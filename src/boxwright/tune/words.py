@@ -102,7 +102,7 @@ def result_table(result: TuneResult) -> Table:
     bases = [c for c in rows if c.baseline]
     head = [
         "file", "runtime", "threads", *(["in flight"] if load else []), "p50 ms", "p95 ms",
-        "images/s", "mAP50-95", "drop", "peak MB", "front", "budgets",
+        "images/s", "mAP50-95", "drop (95 %)", "peak MB", "front", "budgets",
         *(f"x {_base_words(b)} (95 %)" for b in bases), "noise",
     ]  # fmt: skip
     cells = tuple(_row(c, bases, load, c is result.winner) for c in rows)
@@ -134,13 +134,23 @@ def _row(
         f"{mark}{measured.main.p95:.2f}",
         f"{mark}{measured.images_per_s:.1f}",
         "-" if candidate.map50_95 is None else f"{candidate.map50_95:.4f}",
-        "-" if candidate.drop is None else f"{candidate.drop:+.4f}",
+        _drop(candidate),
         "-" if candidate.peak_memory_mb is None else f"{candidate.peak_memory_mb:.0f}",
         "yes" if candidate.on_front else "-",
         budgets,
         *(_ratio(by_base.get(b.name), mark) for b in bases),
         "NOISY" if mark else measured.noise.verdict,
     )
+
+
+def _drop(candidate: Candidate) -> str:
+    """Word the drop; its interval is that of the change with the sign turned."""
+    if candidate.drop is None:
+        return "-"
+    text, change = f"{candidate.drop:+.4f}", candidate.change
+    if change is None or change.low is None or change.high is None:
+        return text
+    return f"{text} ({-change.high:+.4f} to {-change.low:+.4f})"
 
 
 def _ratio(faster: SpeedUp | None, mark: str) -> str:
