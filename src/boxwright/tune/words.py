@@ -16,12 +16,12 @@ def why_winner(winner: Candidate, choice: Choice, candidates: Sequence[Candidate
     """Return how the winner was chosen, in one sentence."""
     figures = f"{winner.name}: {_speed_words(winner)}"
     if winner.drop is not None:
-        figures += f", mAP50-95 {winner.map50_95:.4f} (drop {winner.drop:+.4f})"
+        figures += f", mAP50-95 {winner.map50_95:.4f} (drop {_signed(winner.drop)})"
     doubt = ""
     if choice.unsure:
         doubt = (
-            f"; the noise cannot rule out that {_names(choice.unsure)} is as fast as "
-            f"{choice.fastest}: measure longer, or on an idle machine"
+            f"; in this noise {_names(choice.unsure)} may be as fast as {choice.fastest}: measure "
+            "longer, or on an idle machine"
         )
     if not choice.tied:
         rivals = sum(c.eligible for c in candidates)
@@ -147,10 +147,19 @@ def _drop(candidate: Candidate) -> str:
     """Word the drop; its interval is that of the change with the sign turned."""
     if candidate.drop is None:
         return "-"
-    text, change = f"{candidate.drop:+.4f}", candidate.change
+    text, change = _signed(candidate.drop), candidate.change
     if change is None or change.low is None or change.high is None:
         return text
-    return f"{text} ({-change.high:+.4f} to {-change.low:+.4f})"
+    return f"{text} ({_signed(-change.high)} to {_signed(-change.low)})"
+
+
+def _signed(value: float) -> str:
+    """Word a change of mAP; what rounds to nothing has no minus.
+
+    >>> _signed(-0.00001), _signed(-0.01)
+    ('+0.0000', '-0.0100')
+    """
+    return f"{round(value, 4) + 0.0:+.4f}"
 
 
 def _ratio(faster: SpeedUp | None, mark: str) -> str:
@@ -170,7 +179,7 @@ def dropped_table(result: TuneResult) -> Table:
             c.name,
             c.dropped.stage,
             f"{c.measured.main.p50:.2f}" if c.measured else "-",
-            "-" if c.drop is None else f"{c.drop:+.4f}",
+            "-" if c.drop is None else _signed(c.drop),
             c.dropped.reason,
         )
         for c in result.candidates
