@@ -71,6 +71,7 @@ def test_every_module_imports_without_extras():
         "fetch",
         "verify",
         "benchmark",
+        "tune",
         "evaluate",
         "report",
         "compare",

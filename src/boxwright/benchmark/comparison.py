@@ -10,7 +10,7 @@ from boxwright.errors import RequestError, nearest_name
 from boxwright.measurement.records import Measured, SpeedUp
 from boxwright.measurement.statistics import median, median_ratio_interval, rounds_of
 
-__all__ = ["baseline_name", "compared"]
+__all__ = ["baseline_name", "compared", "speed_up"]
 
 
 def baseline_name(asked: str | None, names: Sequence[str]) -> str:
@@ -51,12 +51,12 @@ def compared(measured: Sequence[Measured], asked: str | None, seed: int) -> tupl
     return tuple(
         m
         if m.name == name or m.setting not in bases
-        else dataclasses.replace(m, speed_up=_speed_up(bases[m.setting], m, seed))
+        else dataclasses.replace(m, speed_up=speed_up(bases[m.setting], m, seed))
         for m in measured
     )
 
 
-def _speed_up(base: Measured, candidate: Measured, seed: int) -> SpeedUp:
+def speed_up(base: Measured, candidate: Measured, seed: int) -> SpeedUp:
     """Compare `total`; under load the pictures per second of each round."""
     rounds = [rounds_of(m) for m in (base, candidate)]
     interval = median_ratio_interval(rounds[0], rounds[1], seed=seed)

@@ -82,10 +82,11 @@ class _Queue:
 
 @dataclass(slots=True)
 class Loaded:
-    """The samples of one file under load, as they come."""
+    """The samples of one file under load, with `jobs` inferences in flight, as they come."""
 
     runner: _Runner
     batch: int
+    jobs: int
     samples: list[float] = field(default_factory=list)
     sample_rounds: list[int] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
@@ -135,7 +136,7 @@ def open_loaded(
         options = BackendOptions(threads, settings.device, streams=jobs)
         backend = catalog.backend(entry.runtime).open(entry.path, options)
         assert isinstance(backend, Queueing)
-        return Loaded(_Queue(backend, feed, jobs), batch)
+        return Loaded(_Queue(backend, feed, jobs), batch, jobs)
     with ExitStack() as stack:
         detectors = [
             stack.enter_context(
@@ -152,7 +153,7 @@ def open_loaded(
             for _ in range(jobs)
         ]
         stack.pop_all()  # all are open: the runner closes them
-    return Loaded(_Threads(detectors, feed), batch)
+    return Loaded(_Threads(detectors, feed), batch, jobs)
 
 
 def steady_state(times: Times, in_flight: int, batch: int) -> tuple[list[float], float]:
@@ -205,16 +206,14 @@ def measure_throughput(
     """Warm the files up and fill in their samples, in five rounds of turns.
 
     Args:
-        files: Open, all with one batch size and one number of threads.
-        settings: How long, how many at once, and the seed of the order.
+        files: Open, all with one batch size.
+        settings: How long, and the seed of the order.
         now: Seconds since the benchmark began.
         advance: Told (rounds done, rounds to come).
     """
-    jobs = settings.concurrency or 1
     for file in files:
-        file.runner.run(_limit(settings.warmup * jobs, 0.0))
-    # The ramp-up and the tail of every block come on top of what was asked for.
-    calls = max(ceil(settings.call_count / _ROUNDS), 2) + 2 * jobs
+        file.runner.run(_limit(settings.warmup * file.jobs, 0.0))
+    calls = max(ceil(settings.call_count / _ROUNDS), 2)
     orders = turn_orders(len(files), settings.seed)
     for number in range(_ROUNDS):
         for place in next(orders):
@@ -228,12 +227,13 @@ def measure_throughput(
 def _run_round(
     file: Loaded, settings: BenchmarkSettings, number: int, calls: int, started_s: float
 ) -> None:
-    jobs, rate = settings.concurrency or 1, 0.0
+    rate = 0.0
+    calls += 2 * file.jobs  # the ramp-up and the tail come on top of what was asked for
     samples: list[float] = []
     seconds = (settings.seconds or 0.0) / _ROUNDS
     while not samples:  # a block in which nothing was steady is repeated, twice as long
         limit = _limit(calls if settings.seconds is None else None, seconds)
-        samples, rate = steady_state(file.runner.run(limit), jobs, file.batch)
+        samples, rate = steady_state(file.runner.run(limit), file.jobs, file.batch)
         calls, seconds = calls * 2, seconds * 2
     file.samples += samples
     file.sample_rounds += [number] * len(samples)

@@ -127,7 +127,7 @@ def measure_latency(
     """Warm the files up and fill in their samples, in turns.
 
     Args:
-        files: Open, all with one batch size and one number of threads.
+        files: Open, all with one batch size.
         pictures: What to look at, over and over.
         settings: How long, and the seed of the order.
         now: Seconds since the benchmark began.

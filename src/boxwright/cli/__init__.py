@@ -25,6 +25,7 @@ _VERBS = {
     "export": "Checkpoint or raw ONNX to ONNX variants, without verification.",
     "fetch": "Download checkpoints, checked and resumable.",
     "verify": "Parity of two files: tensors and detections.",
+    "tune": "The fastest file within budgets, and the Pareto front.",
     "benchmark": "Latency, throughput and memory of files, in turns.",
     "evaluate": "mAP, precision and recall on labelled pictures.",
     "report": "One HTML page of what a run left.",
