@@ -200,11 +200,24 @@ def _recipe(source: str, options: dict[str, Any]) -> tuple[Recipe, list[str]]:
         "batch": str(options["batch"]) if options["fixed_batch"] else None,
         "data": options["data"],
         "max_drop": options["max_drop"],
+        "deploy": _deployments(options["runtimes"]) if "int8" in precision else None,
     }
     data = recipe_data_from_options(source, values)
     data["images"] = list(options["images"])
     data["max_images"] = options["max_images"]
     return recipe_from_mapping(data, "request", options=True), notes
+
+
+def _deployments(runtimes: str | None) -> str:
+    """Return what INT8 files are made for: each runtime that is tuned has its own form."""
+    from boxwright.evidence import installed_runtimes
+
+    asked = words_from_text("--runtimes", runtimes, _RUNTIMES) if runtimes else ()
+    able = [r for r in installed_runtimes() if r in asked or not asked]
+    return (
+        ",".join(d for d, r in (("cpu", "onnxruntime"), ("openvino", "openvino")) if r in able)
+        or "cpu"
+    )
 
 
 def _precision(options: dict[str, Any]) -> tuple[list[str], list[str]]:

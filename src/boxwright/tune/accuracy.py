@@ -18,16 +18,18 @@ from boxwright.evaluate import evaluate
 from boxwright.loading import load
 from boxwright.outcome import Listener
 from boxwright.significance import Matches, change
+from boxwright.tune.request import runtimes_of
 from boxwright.types import Accuracy, Change
 
-__all__ = ["REFERENCE", "Accuracies", "measure_accuracies"]
+__all__ = ["REFERENCE", "Accuracies", "detections_lost", "measure_accuracies"]
 
 REFERENCE = ("fp32", "onnxruntime")
+_SAME_F1 = 0.02
 
 
 @dataclass(slots=True)
 class Accuracies:
-    """How well bodies detect, by (precision, runtime).
+    """How well bodies detect, by (body, runtime).
 
     Attributes:
         measured: The figures.
@@ -41,14 +43,14 @@ class Accuracies:
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def map_of(self, precision: str, runtime: str) -> float | None:
+    def map_of(self, body: str, runtime: str) -> float | None:
         """Return mAP50-95, or None when it was not measured."""
-        found = self.measured.get((precision, runtime))
+        found = self.measured.get((body, runtime))
         return found.map50_95 if found else None
 
-    def drop_of(self, precision: str, runtime: str) -> float | None:
+    def drop_of(self, body: str, runtime: str) -> float | None:
         """Return what is lost against FP32 in ONNX Runtime, or None when it was not measured."""
-        own, reference = self.map_of(precision, runtime), self.map_of(*REFERENCE)
+        own, reference = self.map_of(body, runtime), self.map_of(*REFERENCE)
         return None if own is None or reference is None else reference - own
 
 
@@ -62,7 +64,7 @@ def measure_accuracies(
     """Measure every body in every runtime, and FP32 in ONNX Runtime in any case.
 
     Args:
-        bodies: Raw file of each precision.
+        bodies: Raw file of each body.
         runtimes: That run ONNX files.
         dataset: Labelled pictures.
         batch: That the files are fixed to, if they are.
@@ -74,22 +76,22 @@ def measure_accuracies(
         SourceError: No picture can be read.
     """
     found = Accuracies()
-    wanted = [REFERENCE, *((p, r) for p in bodies for r in runtimes)]
+    wanted = [REFERENCE, *((b, r) for b in bodies for r in runtimes_of(b, runtimes))]
     with ExitStack() as stack:
         detectors: dict[str, Detector] = {}
         keys: dict[str, tuple[str, str]] = {}
-        for precision, runtime in dict.fromkeys(wanted):
-            path = bodies[precision]
+        for body, runtime in dict.fromkeys(wanted):
+            path = bodies[body]
             try:
                 detector = load(path, runtime, device="cpu", quiet=True)  # type: ignore[arg-type]
             except BackendError as error:
-                if (precision, runtime) == REFERENCE:
+                if (body, runtime) == REFERENCE:
                     raise
-                found.refused[precision, runtime] = error.found
+                found.refused[body, runtime] = error.found
                 continue
             name = f"{path.name} ({runtime})"
             detectors[name] = stack.enter_context(detector)
-            keys[name] = (precision, runtime)
+            keys[name] = (body, runtime)
         listener.note(f"accuracy of {len(detectors)} on {len(dataset.items)} pictures")
         found.notes += [f"{dataset.name}: {n} {what}" for what, n in dataset.problems.items()]
         matches: dict[str, Matches] = {}
@@ -123,3 +125,33 @@ def measure_accuracies(
         if key != REFERENCE
     }
     return found
+
+
+def detections_lost(
+    whole: Path, raw: Path, runtime: str, dataset: Dataset, batch: int | None
+) -> str | None:
+    """Compare an end-to-end file with the raw one of its body, at the thresholds that are baked in.
+
+    Args:
+        whole, raw: The files.
+        runtime: That runs both.
+        dataset: Labelled pictures.
+        batch: That the files are fixed to, if they are.
+
+    Returns:
+        What is wrong, in words, or None: the F1 of both is the same within 0.02.
+    """
+    with ExitStack() as stack:
+        pair: dict[str, Detector] = {}
+        for path in (whole, raw):
+            detector = load(path, runtime, device="cpu", quiet=True)  # type: ignore[arg-type]
+            pair[path.name] = stack.enter_context(detector)
+        pair[raw.name].nms = pair[whole.name].nms
+        found = evaluate(pair, dataset, batch=batch or 1)
+    one, other = found[whole.name].f1, found[raw.name].f1
+    if one is None or other is None or one >= other - _SAME_F1:
+        return None
+    return (
+        f"its F1 is {one:.3f} where the raw file's is {other:.3f}: {runtime} computes it otherwise "
+        "than it was verified"
+    )

@@ -54,6 +54,7 @@ def run_words(recipe: Recipe, target: TargetOptions, out: Path) -> list[str]:
     if target.outputs == "end2end":
         words += _nms_words(recipe, target)
     if target.precision == "int8":
+        words += ["--deploy", target.deployment] if target.deployment != "cpu" else []
         words += _int8_words(recipe)
     if recipe.image_size is not None:
         words += ["--image-size", ",".join(str(s) for s in recipe.image_size)]

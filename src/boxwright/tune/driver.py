@@ -16,15 +16,20 @@ from boxwright.environment import describe_machine
 from boxwright.measurement.records import BenchmarkResult, Measured
 from boxwright.measurement.statistics import median, rounds_of
 from boxwright.outcome import Listener
-from boxwright.recipe import Recipe, TargetOptions
+from boxwright.recipe import Recipe
 from boxwright.store import write_atomic
-from boxwright.tune.accuracy import REFERENCE, Accuracies, measure_accuracies
+from boxwright.tune.accuracy import (
+    REFERENCE,
+    Accuracies,
+    detections_lost,
+    measure_accuracies,
+)
 from boxwright.tune.commands import commands_for
 from boxwright.tune.files import Files, make_files
 from boxwright.tune.front import Choice, Point, Rival, choose, excesses, front, prune
 from boxwright.tune.race import SOURCE_FILE, Track, point_of
 from boxwright.tune.records import Budgets, Candidate, Combination, Drop, Sweep, TuneResult
-from boxwright.tune.request import BASELINE, Request, check_request
+from boxwright.tune.request import BASELINE, Request, check_request, raw_target
 from boxwright.tune.words import why_none, why_winner
 from boxwright.types import Accuracy
 
@@ -105,6 +110,7 @@ class _Tuning:
         self.measured: dict[str, Measured] = {}
         self.stages: list[tuple[str, BenchmarkResult]] = []
         self.notes = list(request.notes)
+        self.confirmed: set[str] = set()
 
     def result(self) -> TuneResult:
         """Run all stages and sum up."""
@@ -116,6 +122,8 @@ class _Tuning:
         self._screen()
         self._final()
         candidates, choice = self._summed_up()
+        while choice is not None and not self._is_confirmed(choice.winner):
+            candidates, choice = self._summed_up()
         winner = next((c for c in candidates if choice and c.name == choice.winner), None)
         budgets = self.request.budgets
         if winner is not None and choice is not None:
@@ -180,8 +188,8 @@ class _Tuning:
         request = self.request
         if request.dataset is None:
             return
-        precisions = dict.fromkeys([REFERENCE[0], *(c.precision for c in self._alive())])
-        names = {p: request.file_of(TargetOptions(precision=p)) for p in precisions}
+        wanted = dict.fromkeys([REFERENCE[0], *(c.body for c in self._alive())])
+        names = {body: request.file_of(raw_target(body)) for body in wanted}
         bodies = {p: request.folder / n for p, n in names.items() if n in self.files.sha256}
         self.accuracies = measure_accuracies(
             bodies, request.sweep.runtimes, request.dataset, request.recipe.batch, self.listener
@@ -189,12 +197,12 @@ class _Tuning:
         self.notes += self.accuracies.notes
         limit, alive = request.budgets.max_drop, self._alive()
         for which in alive:
-            key = which.precision, which.runtime
+            key = which.body, which.runtime
             drop = self.accuracies.drop_of(*key)
             if key in self.accuracies.refused:
                 self._drop(which, "accuracy", self.accuracies.refused[key])
             elif drop is None:
-                self._drop(which, "accuracy", f"{which.precision} has no raw file to measure")
+                self._drop(which, "accuracy", f"{which.body} has no raw file to measure")
             elif limit is not None and drop > limit:
                 self._drop(
                     which, "accuracy", f"it loses {drop:.4f} mAP50-95, at most {limit:g} is allowed"
@@ -262,7 +270,7 @@ class _Tuning:
                 self._drop(which, stage, refused[which.name])
 
     def _point(self, which: Combination) -> Point:
-        drop = self.accuracies.drop_of(which.precision, which.runtime)
+        drop = self.accuracies.drop_of(which.body, which.runtime)
         # Memory counts as an axis only where it was measured before anything was dropped for speed.
         asked = self.request.budgets.max_memory_mb is not None
         memory = self.memory.get(which.name) if asked else None
@@ -305,6 +313,32 @@ class _Tuning:
             self.memory[which.name] = self.track.peak_memory(which)
         self.listener.count("memory", len(missing), len(missing))
 
+    def _is_confirmed(self, name: str) -> bool:
+        """Whether an end-to-end winner finds in its runtime what its body does; else drop it.
+
+        It was verified in one runtime, and another may compute the whole graph in another way.
+        """
+        which = next(c for c in self.combinations if c.name == name)
+        dataset = self.request.dataset
+        if dataset is None or which.outputs == "raw" or which.file in self.confirmed:
+            return True
+        self.listener.note(f"confirm {which.file} in {which.runtime}")
+        worse = detections_lost(
+            which.path,
+            self.request.folder / self.request.file_of(raw_target(which.body)),
+            which.runtime,
+            dataset,
+            self.request.recipe.batch,
+        )
+        if worse is None:
+            self.confirmed.add(which.file)
+            return True
+        for other in self._alive():
+            if (other.file, other.runtime) == (which.file, which.runtime):
+                self._drop(other, "confirmation", worse)
+        self.notes.append(f"{which.file} in {which.runtime} is left out: {worse}")
+        return False
+
     def _summed_up(self) -> tuple[tuple[Candidate, ...], Choice | None]:
         """Return the candidates, the best first and the baselines last, and who wins."""
         alive = [c for c in self._alive() if c.name in self.measured]
@@ -338,7 +372,7 @@ class _Tuning:
         if point is not None:
             over = excesses(dataclasses.replace(point, memory_mb=memory), self.request.budgets)
         known = which.file != SOURCE_FILE
-        key = which.precision, which.runtime
+        key = which.body, which.runtime
         return Candidate(
             combination=which,
             sha256=self.files.sha256.get(which.file, ""),
@@ -370,8 +404,8 @@ class _Tuning:
 
     def _accuracy_records(self) -> tuple[tuple[str, str, Accuracy], ...]:
         return tuple(
-            (self.request.file_of(TargetOptions(precision=precision)), runtime, figures)
-            for (precision, runtime), figures in self.accuracies.measured.items()
+            (self.request.file_of(raw_target(body)), runtime, figures)
+            for (body, runtime), figures in self.accuracies.measured.items()
         )
 
     def _cautions(self, winner: Candidate | None) -> list[str]:

@@ -10,7 +10,7 @@ from boxwright.outcome import Listener, Outcome
 from boxwright.pipeline import run
 from boxwright.recipe import TargetOptions
 from boxwright.store import Entry, Store
-from boxwright.tune.request import BASELINE, Request, with_targets
+from boxwright.tune.request import BASELINE, Request, body_of, raw_target, with_targets
 from boxwright.types import Parity
 
 __all__ = ["Files", "make_files", "plan_files"]
@@ -44,7 +44,7 @@ def make_files(request: Request, listener: Listener) -> Files:
     excluded: dict[str, str] = {}
     force = request.force
     while True:
-        targets = tuple(t for t in request.recipe.targets if t.precision not in excluded)
+        targets = tuple(t for t in request.recipe.targets if body_of(t) not in excluded)
         try:
             run(
                 with_targets(request.recipe, targets),
@@ -87,7 +87,7 @@ def plan_files(request: Request) -> Outcome:
 
 
 def _stopped_at(request: Request, targets: Sequence[TargetOptions]) -> str | None:
-    """Return the precision whose budget stopped a run; None when the run came to its end.
+    """Return the body whose budget stopped a run; None when the run came to its end.
 
     Raw files are made in the order FP32, FP16, INT8, and none is published before all are made.
     """
@@ -95,10 +95,10 @@ def _stopped_at(request: Request, targets: Sequence[TargetOptions]) -> str | Non
     states = {t: e.state if (e := entries.get(request.file_of(t))) else "" for t in targets}
     if all(state in ("published", "rejected") for state in states.values()):
         return None
-    for precision in ("fp16", "int8"):
-        raw = states.get(TargetOptions(precision=precision))
+    for body in ("fp16", *(body_of(t) for t in targets if t.precision == "int8")):
+        raw = states.get(raw_target(body))
         if raw is not None and raw not in ("built", "published"):
-            return precision
+            return body
     return None
 
 
@@ -107,7 +107,7 @@ def _look(request: Request, excluded: Mapping[str, str]) -> Files:
 
     Args:
         request: What was asked for.
-        excluded: Why a precision is left out.
+        excluded: Why a body is left out.
     """
     entries = Store.peek(request.folder).entries
     files = Files()
@@ -122,7 +122,7 @@ def _look(request: Request, excluded: Mapping[str, str]) -> Files:
         elif entry is not None and entry.state == "rejected":
             files.failed[name] = _failure(entry)
         else:
-            files.failed[name] = excluded.get(target.precision, "it was not made")
+            files.failed[name] = excluded.get(body_of(target), "it was not made")
     return files
 
 

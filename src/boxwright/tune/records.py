@@ -108,6 +108,7 @@ class Combination:
         threads: CPU threads of one inference; None is the runtime's default.
         batch: Pictures in one call.
         in_flight: Calls at once.
+        deployment: Where an INT8 file is meant to run.
     """
 
     file: str
@@ -119,6 +120,13 @@ class Combination:
     threads: int | None
     batch: int = 1
     in_flight: int = 1
+    deployment: str = "cpu"
+
+    @property
+    def body(self) -> str:
+        """What files of the same accuracy share: precision, and an INT8 file's deployment."""
+        own = self.precision == "int8" and self.deployment != "cpu"
+        return f"int8.{self.deployment}" if own else self.precision
 
     @property
     def name(self) -> str:

@@ -73,6 +73,7 @@ class Request:
         sweep = self.sweep
         return tuple(
             Combination(
+                deployment=target.deployment if target.precision == "int8" else "cpu",
                 file=self.file_of(target),
                 path=self.folder / self.file_of(target),
                 precision=target.precision,
@@ -85,8 +86,41 @@ class Request:
             )
             for threads in sweep.threads
             for target in self.asked
-            for runtime in sweep.runtimes
+            for runtime in runtimes_of(body_of(target), sweep.runtimes)
         )
+
+
+def body_of(target: TargetOptions) -> str:
+    """Return what tells bodies apart, which files of the same accuracy share.
+
+    >>> body_of(TargetOptions(precision="fp16", outputs="end2end"))
+    'fp16'
+    >>> body_of(TargetOptions(precision="int8", deployment="openvino"))
+    'int8.openvino'
+    """
+    if target.precision == "int8" and target.deployment != "cpu":
+        return f"int8.{target.deployment}"
+    return target.precision
+
+
+def raw_target(body: str) -> TargetOptions:
+    """Return the raw file of a body.
+
+    >>> raw_target("int8.openvino").deployment
+    'openvino'
+    """
+    precision, _, deployment = body.partition(".")
+    return TargetOptions.model_validate({"precision": precision, "deployment": deployment or "cpu"})
+
+
+def runtimes_of(body: str, runtimes: Sequence[str]) -> tuple[str, ...]:
+    """Return the runtimes that a body is made for.
+
+    >>> runtimes_of("int8.openvino", ["onnxruntime", "openvino"])
+    ('openvino',)
+    """
+    own = body.partition(".")[2]
+    return tuple(r for r in runtimes if own in ("", r))
 
 
 def default_threads(cores: int) -> tuple[int, ...]:
@@ -137,6 +171,13 @@ def check_request(
     _check_sweep(recipe, budgets, sweep)
     notes: list[str] = []
     runtimes, has_torch = _runtimes(recipe, sweep)
+    for target in recipe.targets:
+        if not runtimes_of(body_of(target), runtimes):
+            raise RequestError(
+                f"--deploy {target.deployment}",
+                f"that runtime is not among those to tune ({', '.join(runtimes)})",
+                "add it to --runtimes, or tune the cpu files",
+            )
     resolved = resolve(recipe, models, _fetcher(force_download, listener))
     has_torch = has_torch and resolved.request.path.suffix.lower() in _SOURCES
     if _BASELINE_RUNTIME in sweep.runtimes and not has_torch:
@@ -215,12 +256,12 @@ def _check_targets(recipe: Recipe) -> None:
                 "it is TensorRT's operator, and no runtime that is tuned here has it",
                 "use onnx or portable",
             )
-        if target.precision == "int8" and target.deployment != "cpu":
+        if target.precision == "int8" and target.deployment == "tensorrt":
             raise RequestError(
-                f"INT8 for {target.deployment}",
+                "INT8 for tensorrt",
                 "OpenVINO computes such files wrongly on processors without VNNI, and ONNX "
                 "Runtime slowly",
-                "tune the cpu files",
+                "tune the cpu and openvino files",
             )
     if not recipe.verify:
         raise RequestError("verify: false", "only proven files are tuned", "drop it")
@@ -343,7 +384,7 @@ def _with_bodies(recipe: Recipe, budgets: Budgets) -> Recipe:
     FP32 raw is the baseline of speed and accuracy; the other raw files are what accuracy is
     measured on.
     """
-    bodies = [BASELINE, *(TargetOptions(precision=t.precision) for t in recipe.targets)]
+    bodies = [BASELINE, *(raw_target(body_of(t)) for t in recipe.targets)]
     targets = tuple(dict.fromkeys([*bodies, *recipe.targets]))
     silent = MeasureOptions(latency=False, accuracy=False)
     return with_targets(
