@@ -69,6 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="rounds over them (default 2)")
     parser.add_argument("--threads", type=int, default=2, help="of every runtime (default 2)")
     parser.add_argument("--max-drop", type=float, default=0.005, help="budget (default 0.005)")
+    parser.add_argument("--work", type=Path, help="folder for all files; one of before goes on")
     parser.add_argument("--out", type=Path, help="JSON file (default: results/)")
     return parser.parse_args()
 
@@ -85,9 +86,12 @@ def split_in_halves(wishes: argparse.Namespace, folder: Path) -> dict[str, Path]
     found = {}
     for number, name in enumerate(("held", "calib")):
         for part in ("images", "labels"):
-            (folder / name / part).mkdir(parents=True)
+            (folder / name / part).mkdir(parents=True, exist_ok=True)
         for picture in sorted(wishes.images.glob("*.jpg"))[number::2]:
-            (folder / name / "images" / picture.name).symlink_to(picture.resolve())
+            link = folder / name / "images" / picture.name
+            if link.is_symlink():
+                continue
+            link.symlink_to(picture.resolve())
             label = wishes.labels / f"{picture.stem}.txt"
             if label.is_file():
                 (folder / name / "labels" / label.name).symlink_to(label.resolve())
@@ -98,8 +102,8 @@ def split_in_halves(wishes: argparse.Namespace, folder: Path) -> dict[str, Path]
     return found
 
 
-def make_theirs(checkpoint: Path, folder: Path, data: Path) -> dict[str, Path]:
-    """Return Ultralytics' INT8 files of the copy of a checkpoint, by name."""
+def make_theirs(folder: Path, data: Path) -> dict[str, Path]:
+    """Return Ultralytics' INT8 files of the copied checkpoint, by name."""
     forms = {"onnx": "theirs_int8.onnx"}
     if importlib.util.find_spec("nncf"):
         forms["openvino"] = "theirs_int8_openvino_model"
@@ -108,8 +112,10 @@ def make_theirs(checkpoint: Path, folder: Path, data: Path) -> dict[str, Path]:
     found = {}
     here = str(Path(__file__).parent)
     for form, name in forms.items():
-        copy = folder / "theirs.pt"
-        plain = folder / "theirs.onnx"
+        found[f"Ultralytics INT8 {form}"] = folder / name
+        if (folder / name).exists():
+            continue
+        copy, plain = folder / "theirs.pt", folder / "theirs.onnx"
         kept = plain.read_bytes()
         subprocess.run(
             [sys.executable, "-c", _THEIRS, here, str(copy), form, str(data)],
@@ -118,7 +124,6 @@ def make_theirs(checkpoint: Path, folder: Path, data: Path) -> dict[str, Path]:
             stdout=subprocess.DEVNULL,
         )
         plain.write_bytes(kept)  # their INT8 export removes the FP32 file
-        found[f"Ultralytics INT8 {form}"] = folder / name
     return found
 
 
@@ -185,10 +190,13 @@ def main() -> None:
     wishes = arguments()
     facts: dict[str, Any] = {"environment": environment(), "checkpoint": wishes.checkpoint.name}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
+        folder = (wishes.work or Path(name)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         data = split_in_halves(wishes, folder)
-        checkpoint, fp32 = export_ultralytics(wishes.checkpoint, folder)
-        theirs = {_BASE: fp32, **make_theirs(checkpoint, folder, data["calib"])}
+        fp32 = folder / "theirs.onnx"
+        if not fp32.is_file():
+            export_ultralytics(wishes.checkpoint, folder)
+        theirs = {_BASE: fp32, **make_theirs(folder, data["calib"])}
         report = make_ours(wishes, folder, data)
         runs = folder / "runs" / "ours"
         by_them = their_accuracy(folder, data["held"], list(theirs.values()))

@@ -145,6 +145,36 @@ def test_batches_of_changing_size_give_the_same_rows():
                 assert np.abs(found.xyxy - want.xyxy).max() < 0.05
 
 
+# -- files of other exporters
+
+
+def test_a_strangers_int8_file_runs_but_is_no_source(tmp_path, cli):
+    """Ultralytics' INT8 export is what ONNX Runtime's quantiser makes of the convolutions."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    plain, other = ultralytics_onnx(tmp_path / "plain.onnx"), tmp_path / "other.onnx"
+    model = onnx.load(plain)
+    size = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][2:]
+
+    class Reader(CalibrationDataReader):
+        left = 2
+
+        def get_next(self):
+            self.left -= 1
+            rng = np.random.default_rng(self.left)
+            feed = {model.graph.input[0].name: rng.random((1, 3, *size), np.float32)}
+            return feed if self.left >= 0 else None
+
+    skipped = [n.name for n in model.graph.node if n.op_type != "Conv"]
+    quantize_static(plain, other, Reader(), nodes_to_exclude=skipped)
+    with load(other, "onnxruntime", quiet=True) as detector:
+        assert detector.spec.family == "ultralytics"
+        detector(np.zeros((40, 50, 3), np.uint8))
+    done = cli("run", other, "--out", tmp_path / "o")
+    assert done.code == 2 and "quantised already" in done.error
+    assert not (tmp_path / "o").exists()
+
+
 # -- sizes
 
 

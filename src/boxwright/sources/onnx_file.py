@@ -123,6 +123,11 @@ def _loaded(request: SourceRequest) -> onnx.ModelProto:
         SourceError: The weights are float16 or quantised, or the size stays open.
     """
     model = model_from_file(request.path)
+    _check_single(model, request)
+    return _settled(model, request)
+
+
+def _check_single(model: onnx.ModelProto, request: SourceRequest) -> None:
     kinds = {n.op_type for n in model.graph.node}
     if kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
         raise SourceError(
@@ -132,6 +137,14 @@ def _loaded(request: SourceRequest) -> onnx.ModelProto:
         raise SourceError(
             str(request.path), "its weights are float16", "give the FP32 export of the model"
         )
+
+
+def _settled(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelProto:
+    """Settle a dynamic picture size.
+
+    Raises:
+        SourceError: It stays open.
+    """
     inputs = real_inputs(model.graph)
     size = request.image_size
     if size is None or len(inputs) != 1 or len(dimensions(inputs[0])) != 4:
@@ -232,7 +245,8 @@ def _prove_batch(fixed: onnx.ModelProto, freed: onnx.ModelProto, what: str) -> N
 
 
 def _describe(request: SourceRequest) -> ModelSpec:
-    return _spec(_loaded(request), request)
+    """Say what a file is; one that another exporter made FP16 or INT8 can be run, too."""
+    return _spec(_settled(model_from_file(request.path), request), request)
 
 
 def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
