@@ -161,7 +161,7 @@ def test_a_strangers_int8_file_runs_but_is_no_source(tmp_path, cli):
 
         def get_next(self):
             self.left -= 1
-            rng = np.random.default_rng(self.left)
+            rng = np.random.default_rng(abs(self.left))
             feed = {model.graph.input[0].name: rng.random((1, 3, *size), np.float32)}
             return feed if self.left >= 0 else None
 

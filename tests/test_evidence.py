@@ -20,6 +20,7 @@ from boxwright.report import SOURCE, Report
 from boxwright.report.choice import choose
 from boxwright.sample import onnx_file
 from boxwright.sample.pages_on_disk import coco_bytes, png_bytes, sample_pages
+from boxwright.types import Change
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def report_of(folder: Path) -> Report:
     return Report.from_dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 def test_run_measures_every_file_and_only_what_changed(cli, labelled, place):
     words = [
         "run", onnx_file(), "--precision", "fp32,int8", "--outputs", "raw,end2end", "--out", "o",
@@ -281,6 +283,20 @@ def test_a_file_over_the_budget_or_unproven_is_not_chosen(measured):
     proven = dataclasses.replace(report, parity={n: report.parity[n] for n in names})
     assert chosen(proven) == names[0]
     assert chosen(dataclasses.replace(report, parity={})) == ""
+
+
+def test_an_end_to_end_file_that_a_runtime_breaks_is_not_chosen(measured):
+    report = slower(measured, {"end2end.onnx": 0.1})
+    assert chosen(report) == "text_block.fp32.end2end.onnx"
+
+    def lost(row, low: float, high: float):
+        change = Change("text_block.fp32.end2end.onnx", (low + high) / 2, low, high)
+        return dataclasses.replace(row, change=change) if "end2end" in row.file else row
+
+    broken = tuple(lost(r, -0.4, -0.2) for r in report.accuracy)
+    assert chosen(dataclasses.replace(report, accuracy=broken)) == "text_block.fp32.onnx"
+    doubtful = tuple(lost(r, -0.02, 0.01) for r in report.accuracy)
+    assert chosen(dataclasses.replace(report, accuracy=doubtful)).endswith("end2end.onnx")
 
 
 def test_int8_of_unknown_accuracy_is_not_chosen(measured):

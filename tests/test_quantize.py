@@ -293,6 +293,9 @@ def test_one_cache_serves_both_deployments(cli, place):
     done = cli(*words, "--calib-images", "pics")
     assert done.code == 0, done.err
     first = {p.name: p.read_bytes() for p in (place / "o" / "tiny").glob("*.onnx")}
+    done = cli(*words)
+    assert done.code == 0, "the cache stands for its pictures: nothing is made again"
+    assert "calibration of" not in done.err
     done = cli(*words, "--force-convert")
     assert done.code == 0, done.err
     assert done.err.count("calibration of 2 pictures from both.json") == 2
