@@ -6,6 +6,7 @@ from pathlib import Path
 
 from boxwright import catalog
 from boxwright.calibration_cache import cached_pictures
+from boxwright.datasets import Dataset
 from boxwright.errors import RequestError
 from boxwright.evidence import installed_runtimes
 from boxwright.job import Job
@@ -75,9 +76,8 @@ def run(
         recipe, resolved, lambda done, all_: listener.count("pages", done, all_)
     )
     data_key = dataset.fingerprint[:16] if dataset else ""
-    if recipe.verify and not pictures and dataset is not None:
-        paths = [item.path for item in dataset.items if item.path is not None]
-        pictures = _evenly(paths, min(recipe.max_images, _PICTURES_OF_DATA))
+    if recipe.verify and not pictures:
+        pictures = _other_pictures(recipe, dataset, calibration)
     plan = make_plan(recipe, resolved, out, _calibration_key(recipe, calibration), data_key)
     keys = _parity_keys(plan, recipe, pictures) if recipe.verify else {}
     if dry_run:
@@ -197,6 +197,20 @@ def _pictures(recipe: Recipe) -> list[Path]:
     from boxwright.images import expand_paths
 
     return _evenly(expand_paths(recipe.images), recipe.max_images)
+
+
+def _other_pictures(recipe: Recipe, dataset: Dataset | None, calibration: list[Path]) -> list[Path]:
+    """Return pictures to verify on where none are named: those of the data, or calibrated on.
+
+    Generated ones, which show no objects, are the last resort: the little that a detector sees in
+    them says nothing about an INT8 file.
+    """
+    limit = min(recipe.max_images, _PICTURES_OF_DATA)
+    paths = [i.path for i in dataset.items if i.path is not None] if dataset else []
+    cache = recipe.calibration.cache
+    if not paths and not (cache and calibration == [Path(cache)]):
+        paths = calibration
+    return _evenly(paths, limit)
 
 
 def _check_pictures(pictures: list[Path]) -> None:

@@ -30,6 +30,7 @@ from boxwright.types import Deployment, Image, ModelSpec
 __all__ = ["Converter", "runtime_of"]
 
 _LOOKED_AT = 16  # pictures that FP16's range is checked on
+_FEW_KEPT = 0.1  # share of the layers in FP32 that is not worth trying another calibration
 _FEW = 4  # pictures that the layers' sensitivity is measured on
 
 
@@ -122,7 +123,11 @@ class Converter:
             return Lossy(f"INT8 for {deployment}", layers, build)
 
         runtime = runtime_of(deployment)
-        chosen, tried = self._most_accurate(calibrations, lossy, runtime)
+        ordered, tried = self._most_accurate_first(calibrations, lossy, runtime)
+        if self.recipe.max_drop is None:
+            chosen, made, kept = ordered[0], lossy(ordered[0]).build(()), None
+        else:
+            chosen, made, kept = self._first_within_budget(model, ordered, lossy, runtime)
         cache = self.recipe.calibration.cache
         if cache and fresh:
             graph = sha256_of_bytes(bytes_from_model(model, self.spec.name))
@@ -130,9 +135,8 @@ class Converter:
         record: dict[str, Any] = {"method": chosen.method}
         if tried:
             record["methods"] = tried
-        if self.recipe.max_drop is None:
-            return lossy(chosen).build(()), record if tried else None
-        made, kept = self._within_budget(model, lossy(chosen), runtime)
+        if kept is None:
+            return made, record if tried else None
         return made, {**kept, **record}
 
     def _calibrations(
@@ -172,20 +176,49 @@ class Converter:
             )
         return found_by_method, tuple(sha256_of_file(p) for p in self.files), True
 
-    def _most_accurate(
+    def _most_accurate_first(
         self,
         calibrations: Sequence[Calibration],
         lossy: Callable[[Calibration], Lossy],
         runtime: str,
-    ) -> tuple[Calibration, dict[str, float]]:
-        """Return the calibration that costs least, and the accuracy by method where one chose."""
+    ) -> tuple[list[Calibration], dict[str, float]]:
+        """Return the calibration that costs least first, and the accuracy by method where any."""
         if len(calibrations) == 1:
-            return calibrations[0], {}
+            return list(calibrations), {}
         tried: dict[str, float] = {}
         for calibration in calibrations:
             self.listener.note(f"accuracy of {calibration.method}")
             tried[calibration.method] = self.measure(lossy(calibration).build(()), runtime)
-        return max(calibrations, key=lambda c: tried[c.method]), tried
+        return sorted(calibrations, key=lambda c: -tried[c.method]), tried
+
+    def _first_within_budget(
+        self,
+        model: onnx.ModelProto,
+        calibrations: Sequence[Calibration],
+        lossy: Callable[[Calibration], Lossy],
+        runtime: str,
+    ) -> tuple[Calibration, onnx.ModelProto, dict[str, Any]]:
+        """Return the first calibration that keeps the budget with few layers in FP32.
+
+        The most accurate one with all layers integer need not be it: where a range clips, no layer
+        in FP32 brings back what was cut off before it.
+        """
+        found: list[tuple[Calibration, onnx.ModelProto, dict[str, Any]]] = []
+        failure: CheckFailedError | None = None
+        for calibration in calibrations:
+            if len(calibrations) > 1:
+                self.listener.note(f"keep the budget with {calibration.method}")
+            try:
+                made, kept = self._within_budget(model, lossy(calibration), runtime)
+            except CheckFailedError as error:
+                failure = failure or error
+                continue
+            found.append((calibration, made, kept))
+            if len(kept["kept_float"]) <= _FEW_KEPT * kept["layers"]:
+                break
+        if failure is not None and not found:
+            raise failure
+        return min(found, key=lambda f: len(f[2]["kept_float"]))
 
     def _within_budget(
         self, model: onnx.ModelProto, lossy: Lossy, runtime: str = "onnxruntime"

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from pathlib import PurePath
 
 from boxwright.types import Change
 
-__all__ = ["FILTERS", "moment", "number", "range_of", "score", "signed", "size", "times"]
+__all__ = [
+    "FILTERS",
+    "moment",
+    "number",
+    "range_of",
+    "score",
+    "short_source",
+    "signed",
+    "size",
+    "times",
+]
 
 NONE = "–"
 _MINUS = "−"
@@ -124,6 +135,15 @@ def percent(value: float | None) -> str:
     return "<1 %" if 0 < value < 0.01 else f"{100 * value:.0f} %"
 
 
+def short_source(text: str) -> str:
+    """Return a source as a headline has it: a file without its folders, an address in full.
+
+    >>> short_source("/models/a/yolo11n.pt"), short_source("hf://owner/repo/a.pt")
+    ('yolo11n.pt', 'hf://owner/repo/a.pt')
+    """
+    return text if "://" in text else PurePath(text).name or text
+
+
 def moment(text: str) -> str:
     """Return a moment as readers write it, or the text itself.
 
@@ -144,6 +164,7 @@ def moment(text: str) -> str:
 
 FILTERS = {
     "moment": moment,
+    "short_source": short_source,
     "ms": milliseconds,
     "number": number,
     "percent": percent,
