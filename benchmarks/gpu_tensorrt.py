@@ -7,7 +7,7 @@ On a machine with the base package (pictures become tensors, ONNX Runtime on the
 On the GPU machine (Python 3.10 or newer with NumPy, onnx, TensorRT and cuda-bindings):
 
     python benchmarks/gpu_tensorrt.py run FOLDER reference.npz --plans plans --out results.json \
-        --timing-cache gpu.cache --level 1 --limit-s 480
+        --timing-cache gpu.cache --level 1 --limit-s 380
 
 FOLDER holds the typed ONNX files of one model. What was built is kept in --plans and not built
 again; no build is begun after --limit-s seconds, and the results are written after every file, so
@@ -22,6 +22,7 @@ import json
 import platform
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -70,7 +71,8 @@ def arguments() -> argparse.Namespace:
     second.add_argument("--batch", default="1,1,1", help="smallest,best,largest (default 1,1,1)")
     second.add_argument("--measure", default="1", help="batch sizes to time, a comma list")
     second.add_argument("--only", default="", help="words of which a file's name must hold one")
-    second.add_argument("--limit-s", type=float, default=480.0, help="begin no build after this")
+    second.add_argument("--limit-s", type=float, default=380.0, help="begin no build after this")
+    second.add_argument("--build-only", action="store_true", help="check and time nothing yet")
     second.add_argument("--warmup", type=int, default=100)
     second.add_argument("--iterations", type=int, default=1000)
     second.add_argument("--all-tactics", action="store_true", help="cuBLAS and cuDNN, too")
@@ -230,7 +232,8 @@ def infer(backend: TensorRtBackend, tensor: npt.NDArray[Any]) -> Arrays:
 def summary(batch: int, samples: list[float], span: str = "infer") -> dict[str, Any]:
     """Return samples and what is derived from them."""
     latency = Latency(span, batch, tuple(samples))  # type: ignore[arg-type]
-    return {**latency.as_dict(), "images_per_s": round(1e3 * batch / latency.mean, 1)}
+    rate = round(1e3 * batch / latency.mean, 1) if latency.mean > 0 else None
+    return {**latency.as_dict(), "images_per_s": rate}
 
 
 def time_plan(
@@ -371,17 +374,20 @@ def run(wishes: argparse.Namespace) -> int:
             continue
         try:
             plan = plan_for(onnx, wishes, begun)
-            if plan is None:
+            if plan is None or wishes.build_only:
                 continue
             result["plans"].append(measure(plan, reference, wishes))
             print(line_of(result["plans"][-1]), flush=True)
         except BoxwrightError as error:
             result["errors"][onnx.name] = str(error)
             print(f"{onnx.name}: {error}", flush=True)
+        except (RuntimeError, TypeError, ValueError):  # of one plan: the others are still measured
+            result["errors"][onnx.name] = traceback.format_exc()
+            traceback.print_exc()
         write_atomic(wishes.out, json.dumps(result).encode())
     print("\n".join(line_of(p) for p in result["plans"]))
-    good = result["plans"] and all(p["parity"]["passed"] for p in result["plans"])
-    return 0 if good and not result["errors"] else 1
+    failed = [p for p in result["plans"] if not p["parity"]["passed"]]
+    return 1 if failed or result["errors"] else 0
 
 
 def line_of(plan: dict[str, Any]) -> str:

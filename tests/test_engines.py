@@ -453,6 +453,24 @@ def test_an_unchanged_plan_is_skipped_and_another_is_not_replaced(cli, typed, tm
 
 
 @needs_rtx
+def test_inspect_reads_the_description(cli, typed, tmp_path):
+    words = ("build", typed("fp16"), "--runtime", "tensorrt-rtx", "--out", tmp_path)
+    assert cli(*words).code == 0
+    (plan,) = tmp_path.glob("*.plan")
+    seen = json.loads(cli("inspect", plan, "--json").out)
+    assert seen["runtime"] == "tensorrt-rtx" and seen["stamp"]["target"]["precision"] == "fp16"
+    sidecar_path(plan).unlink()
+    assert f"{plan.name}.json is missing" in cli("inspect", plan).error
+
+
+@needs_rtx
+def test_a_graph_without_a_stamp_is_built_with_a_note(cli, tmp_path):
+    path = tiny_graph(tmp_path, shape=(2, 3, 8, 8))
+    ran = cli("build", path, "--runtime", "tensorrt-rtx")
+    assert ran.code == 0 and "it does not say what model it is" in ran.err
+
+
+@needs_rtx
 def test_a_dry_run_writes_nothing(cli, typed, tmp_path):
     words = ("build", typed("fp32"), "--runtime", "tensorrt-rtx", "--out", tmp_path / "new")
     ran = cli(*words, "--dry-run")

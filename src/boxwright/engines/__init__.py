@@ -204,7 +204,7 @@ def build_prepared(request: Request, watcher: Watcher) -> BuiltPlan:
     log = logger_class(trt)(tell)
     if hasattr(trt, "init_libnvinfer_plugins") and request.runtime == "tensorrt":
         trt.init_libnvinfer_plugins(log, "")
-    builder = trt.Builder(log)
+    builder = _builder(trt, log, request)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(facts.path)):
@@ -232,6 +232,16 @@ def build_prepared(request: Request, watcher: Watcher) -> BuiltPlan:
         save_timing_cache(request.settings.timing_cache, kept, cache)
     data = bytes(memoryview(plan))
     return BuiltPlan(data, _record(request, data, seconds, notes))
+
+
+def _builder(trt: Any, log: Any, request: Request) -> Any:
+    try:
+        return trt.Builder(log)
+    except TypeError:  # what its bindings raise when CUDA does not start
+        cause = (log.errors or log.warnings or ["it gives no reason"])[-1][:160]
+        raise BackendError(
+            request.title, f"its builder does not start ({cause})", "check nvidia-smi"
+        ) from None
 
 
 def _network_flags(trt: Any) -> int:
@@ -274,7 +284,13 @@ def _configure(request: Request, builder: Any, network: Any, config: Any) -> lis
         config.add_optimization_profile(profile)
         if settings.batch is None:
             notes.append("its batch is free, the plan takes 1 picture; --batch 1,8,32 takes more")
-    if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+    if facts.stamp is None:
+        notes.append(
+            "it does not say what model it is, so boxwright cannot run the plan; export it"
+        )
+    if request.runtime == "tensorrt" and not hasattr(
+        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"
+    ):
         names = float32_node_names(facts.path) if facts.half else frozenset()
         notes += keep_types(
             trt,

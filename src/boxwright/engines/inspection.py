@@ -139,7 +139,7 @@ def refuse_unbuildable(facts: GraphFacts, runtime: PlanRuntime) -> None:
     if not facts.symmetric:
         raise RequestError(
             what,
-            "its quantisation has zero points other than 0 or integer biases, which TensorRT refuses",
+            "its quantisation has zero points other than 0, or integer biases: not for TensorRT",
             "export with --precision int8 --deploy tensorrt",
         )
     if runtime == "tensorrt-rtx" and _EFFICIENT_NMS in facts.operators:
