@@ -1,17 +1,21 @@
 """A TensorRT and a CUDA runtime of NumPy: enough to see in which order a backend calls them.
 
-"Device" memory is host memory at another address; the network doubles its input. While a stream is
-captured nothing runs: the calls are kept, and a launch of the graph makes them.
+"Device" memory is host memory at another address; the network doubles its input, or is whatever
+ONNX Runtime computes of a file. While a stream is captured nothing runs: the calls are kept, and a
+launch of the graph makes them.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 
 class Status(int):
@@ -105,12 +109,16 @@ class _Context:
         self.allocator: Any = None
 
     def set_input_shape(self, _: str, shape: tuple[int, ...]) -> bool:
-        fits = len(shape) == 2 and 1 <= shape[0] <= self._engine.most and shape[1] == 3
+        rest = self._engine.network.input_shape
+        fits = 1 <= shape[0] <= self._engine.most and tuple(shape[1:]) == rest
         self.shape = shape if fits else self.shape
         return fits
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, 3) if name == "out" and self._engine.dependent else self.shape
+        network = self._engine.network
+        if name == network.input_name:
+            return self.shape
+        return (-1 if self._engine.dependent else self.shape[0], *network.output_shape)
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
@@ -129,11 +137,11 @@ class _Context:
 
     def _work(self, addresses: dict[str, int], shape: tuple[int, ...]) -> Callable[[], None]:
         def work() -> None:
-            data = np.frombuffer(
-                self._cuda.memory[addresses["in"]], np.float32, int(np.prod(shape))
-            )
-            result = data.reshape(shape) * 2
-            target = addresses.get("out")
+            network = self._engine.network
+            memory = self._cuda.memory[addresses[network.input_name]]
+            data = np.frombuffer(memory, np.float32, int(np.prod(shape)))
+            result = network.compute(data.reshape(shape))
+            target = addresses.get(network.output_name)
             if self.allocator is not None:
                 result = result[result[:, 0] > 0]  # rows depend on the data
                 target = self.allocator.reallocate_output("out", 0, result.nbytes, 256)
@@ -143,24 +151,53 @@ class _Context:
         return work
 
 
+@dataclass
+class Network:
+    """One float32 input, one float32 output, and what lies between; shapes without the batch."""
+
+    input_name: str = "in"
+    output_name: str = "out"
+    input_shape: tuple[int, ...] = (3,)
+    output_shape: tuple[int, ...] = (3,)
+    compute: Callable[[Any], Any] = lambda data: data * 2
+
+
+def network_of(onnx: Path) -> Network:
+    """Return a network that is computed by ONNX Runtime."""
+    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    (given,), (found,) = session.get_inputs(), session.get_outputs()
+    return Network(
+        given.name,
+        found.name,
+        tuple(given.shape[1:]),
+        tuple(found.shape[1:]),
+        lambda data: session.run(None, {given.name: data})[0],
+    )
+
+
 class _Engine:
     num_io_tensors = 2
 
-    def __init__(self, cuda: FakeCuda, *, most: int, free: bool, dependent: bool) -> None:
-        self._cuda, self.most, self._free, self.dependent = cuda, most, free, dependent
+    def __init__(
+        self, cuda: FakeCuda, network: Network, *, most: int, free: bool, dependent: bool
+    ) -> None:
+        self._cuda, self.network = cuda, network
+        self.most, self._free, self.dependent = most, free, dependent
 
     def get_tensor_name(self, index: int) -> str:
-        return ("in", "out")[index]
+        return (self.network.input_name, self.network.output_name)[index]
 
     def get_tensor_mode(self, name: str) -> str:
-        return "INPUT" if name == "in" else "OUTPUT"
+        return "INPUT" if name == self.network.input_name else "OUTPUT"
 
     def get_tensor_dtype(self, _: str) -> Any:
         return SimpleNamespace(name="FLOAT")
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        free = self._free or (name == "out" and self.dependent)
-        return (-1 if free else 2, 3)
+        is_input = name == self.network.input_name
+        free = self._free or (self.dependent and not is_input)
+        rest = self.network.input_shape if is_input else self.network.output_shape
+        return (-1 if free else 2, *rest)
 
     def create_execution_context(self) -> _Context:
         return _Context(self._cuda, self)
@@ -174,8 +211,9 @@ def fake_tensorrt(
     free: bool = False,
     dependent: bool = False,
     loads: bool = True,
+    network: Network | None = None,
 ) -> Any:
-    """Return a module whose every plan doubles a float32 tensor (N, 3).
+    """Return a module whose every plan is the same network.
 
     Args:
         cuda: Its memory.
@@ -184,6 +222,7 @@ def fake_tensorrt(
         free: Whether their number is free.
         dependent: Only rows that begin with a positive number come out.
         loads: Whether a plan can be deserialised.
+        network: By default it doubles a tensor (N, 3).
     """
 
     class ILogger:
@@ -198,7 +237,9 @@ def fake_tensorrt(
 
         def deserialize_cuda_engine(self, _: bytes) -> _Engine | None:
             if loads:
-                return _Engine(cuda, most=most, free=free, dependent=dependent)
+                return _Engine(
+                    cuda, network or Network(), most=most, free=free, dependent=dependent
+                )
             self._log.log(ILogger.Severity.ERROR, "magic tag does not match")
             return None
 

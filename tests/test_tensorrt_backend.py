@@ -9,8 +9,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
-from fake_tensorrt import FakeCuda, fake_tensorrt
+from fake_tensorrt import FakeCuda, fake_tensorrt, network_of
 
 from boxwright import catalog
 from boxwright.backends import BackendOptions, Bounded, Stepwise
@@ -19,6 +20,7 @@ from boxwright.engine_record import EngineRecord, read_record, record_bytes, sid
 from boxwright.errors import BackendError, BoxwrightError, SourceError
 from boxwright.loading import choose_runtime, load
 from boxwright.nvidia import Gpu
+from boxwright.sample import generate_page, onnx_file
 
 H100 = Gpu("NVIDIA H100", "9.0", "580", "13.0")
 PLAN = b"plan"
@@ -209,6 +211,51 @@ def test_a_plan_for_another_machine_is_refused(opened, changes, here, words):
 )
 def test_a_compatible_plan_loads(opened, changes, here):
     assert opened(record(**changes), **here).metadata == {"task": "detect"}
+
+
+@pytest.fixture
+def sample_plan(tmp_path, monkeypatch, cuda):
+    """A plan of the embedded detector for 1 to 2 pictures, computed by ONNX Runtime."""
+    metadata = {p.key: p.value for p in onnx.load(onnx_file()).metadata_props}
+    network = network_of(onnx_file())
+    shapes = tuple((n, *network.input_shape) for n in (1, 1, 2))
+    described = record(profile={network.input_name: shapes}, metadata=metadata)
+    module = fake_tensorrt(cuda, most=2, free=True, network=network)
+    monkeypatch.setattr(backend_module, "load_tensorrt", lambda runtime: module)
+    monkeypatch.setattr(backend_module, "cuda_runtime", lambda: cuda)
+    monkeypatch.setattr(backend_module, "find_gpu", lambda: H100)
+    plan = tmp_path / "sample.trt8.6.0-sm90.plan"
+    plan.write_bytes(PLAN)
+    sidecar_path(plan).write_bytes(record_bytes(described))
+    return plan
+
+
+def test_a_plan_detects_what_its_graph_detects(sample_plan):
+    """Three pictures through a profile that ends at two: as the ONNX file, picture by picture."""
+    images = [generate_page(seed).image for seed in (42, 43, 44)]
+    with load(onnx_file(), "onnxruntime") as reference, load(sample_plan) as detector:
+        assert detector.spec == reference.spec
+        expected, found = [reference(i) for i in images], detector(images)
+    assert sum(len(e) for e in expected) > 5
+    for one, other in zip(expected, found, strict=True):
+        assert np.allclose(one.xyxy, other.xyxy, atol=1e-3)
+        assert np.array_equal(one.class_ids, other.class_ids)
+
+
+def test_verbs_take_plans(cli, sample_plan, tmp_path):
+    picture = tmp_path / "page.png"
+    cv2.imwrite(str(picture), generate_page(42).image)
+    ran = cli("predict", sample_plan, picture, "--json")
+    assert ran.code == 0 and "tensorrt 8.6.0 (NVIDIA H100, CUDA graph)" in ran.err
+    ran = cli("benchmark", sample_plan, "--images", picture, "--quick", "--format", "json")
+    assert ran.code == 0, ran.err
+    (measured,) = json.loads(ran.out)["measured"]
+    assert measured["runtime"] == "tensorrt"
+    assert {"copy_in", "infer", "copy_out"} <= set(measured["latencies"])
+    ran = cli("evaluate", sample_plan, "--data", "sample", "--pages", 2, "--json")
+    assert ran.code == 0, ran.err
+    ran = cli("verify", onnx_file(), sample_plan, "--images", picture, "--json")
+    assert ran.code == 0 and json.loads(ran.out)["passed"], ran.err
 
 
 def test_a_plan_without_a_description_is_not_guessed(opened, tmp_path):
