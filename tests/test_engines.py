@@ -354,6 +354,38 @@ def test_before_10_the_switches_follow_the_graph(typed):
     assert flags == ["INT8"]
 
 
+@needs_rtx
+@pytest.mark.parametrize("form", ["fp16", "fp16.end2end.portable"])
+def test_before_10_what_strong_typing_makes_float32_is_held_to_it(typed, form):
+    """By name, the layers that 8.6 is held to are those that are float32 in a typed build."""
+    import tensorrt_rtx_bindings as trt
+
+    log = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse_from_file(str(typed(form)))
+    layers = [
+        SimpleNamespace(name=layer.name, type=layer.type, precision=None, wanted=output.dtype)
+        for layer in (network.get_layer(i) for i in range(network.num_layers))
+        for output in [layer.get_output(0)]
+        if output.dtype in (trt.float32, trt.float16) and not layer.name.startswith("(Unnamed")
+    ]
+    flags = SimpleNamespace(FP16=0, PREFER_PRECISION_CONSTRAINTS=1)
+    weak = SimpleNamespace(float32=trt.float32, LayerType=trt.LayerType, BuilderFlag=flags)
+    seen = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
+    config = SimpleNamespace(set_flag=lambda flag: None)
+    names = float32_node_names(typed(form))
+    keep_types(weak, seen, config, half=True, quantised=False, float32_nodes=names)
+    held = [x for x in layers if x.precision is not None]
+    assert len(held) > 3 and all(x.wanted == trt.float32 for x in held)
+    half = [x for x in layers if x.wanted == trt.float16]
+    assert len(half) > 50 and all(x.precision is None for x in half)
+    computing = (trt.LayerType.SOFTMAX, trt.LayerType.ACTIVATION, trt.LayerType.UNARY)
+    left = [x.name for x in layers if x.wanted == trt.float32 and x.type in computing]
+    assert {x.name for x in held}.issuperset(left)
+
+
 @pytest.mark.parametrize(
     ("form", "half", "quantised"),
     [("fp32", False, False), ("fp16", True, False), ("int8", False, True)],

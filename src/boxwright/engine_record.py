@@ -8,6 +8,7 @@ file) stands beside it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,14 @@ from typing import Any
 from boxwright.errors import BackendError, SourceError
 from boxwright.nvidia import TITLES, Gpu, version_numbers
 
-__all__ = ["EngineRecord", "check_fits", "read_record", "record_bytes", "sidecar_path"]
+__all__ = [
+    "EngineRecord",
+    "check_fits",
+    "read_plan",
+    "read_record",
+    "record_bytes",
+    "sidecar_path",
+]
 
 _SCHEMA = 1
 _STAMP = "boxwright."
@@ -135,6 +143,25 @@ def read_record(plan: Path) -> EngineRecord | None:
         raise SourceError(
             str(path), f"it is not a plan's description of ours ({reason})", "build the plan again"
         ) from None
+
+
+def read_plan(path: Path, record: EngineRecord | None) -> bytes:
+    """Return the plan, after checking that its description is its own.
+
+    Raises:
+        SourceError: It cannot be read, or the description is of another plan.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(str(path), f"it cannot be read ({error.strerror})", "check it") from None
+    if record is not None and hashlib.sha256(data).hexdigest() != record.plan_sha256:
+        raise SourceError(
+            str(path),
+            f"{sidecar_path(path).name} describes another plan",
+            f"rebuild with: {record.command} --force",
+        )
+    return data
 
 
 def check_fits(record: EngineRecord, plan: str, version: str, gpu: Gpu) -> None:

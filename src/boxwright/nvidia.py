@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,6 +18,7 @@ __all__ = [
     "TITLES",
     "Gpu",
     "PlanRuntime",
+    "allocator_class",
     "cuda_result",
     "cuda_runtime",
     "find_gpu",
@@ -219,3 +221,31 @@ def logger_class(trt: Any) -> Any:
                 self.tell(f"{str(severity).rsplit('.', 1)[-1].lower()}: {text}")
 
     return Log
+
+
+def allocator_class(trt: Any) -> Any:
+    """Return what TensorRT asks for memory for an output whose size only it knows.
+
+    It is made from a function of a number of bytes that returns an address.
+    """
+
+    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self, reserve: Callable[[int], int]) -> None:
+            trt.IOutputAllocator.__init__(self)
+            self._reserve = reserve
+            self.shape: tuple[int, ...] = ()
+
+        def reallocate_output(
+            self, tensor_name: str, memory: int | None, size: int, alignment: int
+        ) -> int:
+            return self._reserve(int(size))
+
+        def reallocate_output_async(
+            self, tensor_name: str, memory: int | None, size: int, alignment: int, stream: int
+        ) -> int:
+            return self._reserve(int(size))
+
+        def notify_shape(self, tensor_name: str, shape: Any) -> None:
+            self.shape = tuple(int(d) for d in shape)
+
+    return Allocator

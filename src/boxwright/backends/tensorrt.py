@@ -10,9 +10,7 @@ Feeds are NumPy arrays; arrays that lie on the GPU already are copied like other
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from boxwright.backends import BackendKind, BackendOptions, Feed, StepTimes
-from boxwright.engine_record import EngineRecord, check_fits, read_record, sidecar_path
-from boxwright.errors import BackendError, MissingExtraError, SourceError
+from boxwright.cuda_memory import DeviceBuffers
+from boxwright.engine_record import EngineRecord, check_fits, read_plan, read_record
+from boxwright.errors import BackendError, MissingExtraError
 from boxwright.nvidia import (
     TITLES,
     PlanRuntime,
+    allocator_class,
     cuda_result,
     cuda_runtime,
     find_gpu,
@@ -49,15 +49,6 @@ _DTYPES = {
 _NON_BLOCKING = 1
 
 
-@dataclass(slots=True)
-class _Buffer:
-    """Device memory of a tensor and the pinned host memory that it is copied from or to."""
-
-    device: int = 0
-    host: int = 0
-    size_bytes: int = 0
-
-
 class TensorRtBackend:
     """An execution context with its buffers; for one thread at a time."""
 
@@ -73,7 +64,7 @@ class TensorRtBackend:
         if options.device == "cpu":
             raise BackendError(what, "a plan runs on a GPU only", "drop --device cpu")
         record = None if isinstance(model, bytes) else read_record(model)
-        data = model if isinstance(model, bytes) else _plan_bytes(model, record)
+        data = model if isinstance(model, bytes) else read_plan(model, record)
         runtime: PlanRuntime = "tensorrt-rtx" if record and _is_rtx(record) else "tensorrt"
         self._trt = trt = load_tensorrt(runtime)
         cudart = cuda_runtime()
@@ -93,7 +84,6 @@ class TensorRtBackend:
         self._graph: Any = None
         self._graph_key: tuple[Any, ...] = ()
         self._obstacle = ""
-        self._buffers: dict[str, _Buffer] = {}
         self._stream: Any = None
         self._events: list[Any] = []
         self._open(data, what, record, TITLES[runtime])
@@ -123,6 +113,7 @@ class TensorRtBackend:
         self._stream = cuda_result(
             self._cuda.cudaStreamCreateWithFlags(_NON_BLOCKING), "cudaStreamCreateWithFlags"
         )
+        self._buffers = DeviceBuffers(self._cuda, self._stream)
         self._events = [
             cuda_result(self._cuda.cudaEventCreate(), "cudaEventCreate") for _ in range(4)
         ]
@@ -150,7 +141,6 @@ class TensorRtBackend:
                 shape = self._only_shape(name, shape)
             (inputs if is_input else outputs).append(TensorInfo(name, _DTYPES[kind], shape))
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._infos = {i.name: i for i in (*inputs, *outputs)}
         # Without a free input, a free output depends on the data; with one, the first run shows.
         self._dependent = {
             o.name for o in outputs if not free_input and any(isinstance(d, str) for d in o.shape)
@@ -174,58 +164,11 @@ class TensorRtBackend:
         shapes = self._profile.get(self.inputs[0].name)
         return int(shapes[2][0]) if shapes else None
 
-    # -- memory
-
-    def _reserve(self, name: str, size_bytes: int) -> _Buffer:
-        """Return the tensor's buffer, with room for so many bytes."""
-        buffer = self._buffers.setdefault(name, _Buffer())
-        if buffer.size_bytes < size_bytes:
-            self._release(buffer)
-            buffer.device = int(cuda_result(self._cuda.cudaMalloc(size_bytes), "cudaMalloc"))
-            buffer.host = int(cuda_result(self._cuda.cudaMallocHost(size_bytes), "cudaMallocHost"))
-            buffer.size_bytes = size_bytes
-        return buffer
-
-    def _release(self, buffer: _Buffer) -> None:
-        if buffer.device:
-            self._cuda.cudaFree(buffer.device)
-        if buffer.host:
-            self._cuda.cudaFreeHost(buffer.host)
-        buffer.device = buffer.host = buffer.size_bytes = 0
-
-    def _view(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Return a tensor's pinned memory as an array."""
-        dtype = np.dtype(self._infos[name].dtype)
-        count = int(np.prod(shape, dtype=np.int64))
-        if count == 0:
-            return np.empty(shape, dtype)
-        memory = (ctypes.c_byte * (count * dtype.itemsize)).from_address(self._buffers[name].host)
-        array: npt.NDArray[Any] = np.frombuffer(memoryview(memory), dtype, count)
-        return array.reshape(shape)
-
     def _allocator(self, name: str) -> Any:
         """Return what gives TensorRT memory for an output whose size it alone knows."""
-        backend = self
-
-        class Allocator(self._trt.IOutputAllocator):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                backend._trt.IOutputAllocator.__init__(self)
-                self.shape: tuple[int, ...] = ()
-
-            def reallocate_output(
-                self, tensor_name: str, memory: int | None, size: int, alignment: int
-            ) -> int:
-                return backend._reserve(name, max(int(size), 1)).device
-
-            def reallocate_output_async(
-                self, tensor_name: str, memory: int | None, size: int, alignment: int, stream: int
-            ) -> int:
-                return self.reallocate_output(tensor_name, memory, size, alignment)
-
-            def notify_shape(self, tensor_name: str, shape: Any) -> None:
-                self.shape = tuple(int(d) for d in shape)
-
-        allocator = Allocator()
+        allocator = allocator_class(self._trt)(
+            lambda size: self._buffers.reserve(name, size).device
+        )
         if not self._context.set_output_allocator(name, allocator):
             raise BackendError(
                 "inference", f"TensorRT takes no allocator for {name}", "please report it"
@@ -252,17 +195,16 @@ class TensorRtBackend:
                 raise BackendError(
                     "inference", f"{info.name} has the shape {value.shape}", self._shapes(info)
                 )
-            buffer = self._reserve(info.name, value.nbytes)
+            buffer = self._buffers.reserve(info.name, value.nbytes)
             self._context.set_tensor_address(info.name, buffer.device)
-            np.copyto(self._view(info.name, value.shape), value)
+            np.copyto(self._buffers.view(info.name, value.shape, info.dtype), value)
         for info in self.outputs:
             shape = tuple(int(d) for d in self._context.get_tensor_shape(info.name))
             if min(shape, default=0) < 0 and info.name not in self._dependent:
                 self._dependent.add(info.name)
                 self._allocators[info.name] = self._allocator(info.name)
             if info.name not in self._dependent:
-                size = int(np.prod(shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize
-                buffer = self._reserve(info.name, max(size, 1))
+                buffer = self._buffers.reserve(info.name, _size_bytes(info, shape))
                 self._context.set_tensor_address(info.name, buffer.device)
 
     def _shapes(self, info: TensorInfo) -> str:
@@ -272,26 +214,12 @@ class TensorRtBackend:
         return f"the plan takes {list(info.shape)}"
 
     def _copy_in(self, feed: Feed) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         for info in self.inputs:
-            buffer, size = self._buffers[info.name], np.asarray(feed[info.name]).nbytes
-            self._check(
-                self._cuda.cudaMemcpyAsync(buffer.device, buffer.host, size, kind, self._stream),
-                "cudaMemcpyAsync",
-            )
+            self._buffers.copy_in(info.name, np.asarray(feed[info.name]).nbytes)
 
     def _copy_out(self) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         for info in self.outputs:
-            size = int(np.prod(self._shape_of(info), dtype=np.int64))
-            if size:
-                buffer, size = self._buffers[info.name], size * np.dtype(info.dtype).itemsize
-                self._check(
-                    self._cuda.cudaMemcpyAsync(
-                        buffer.host, buffer.device, size, kind, self._stream
-                    ),
-                    "cudaMemcpyAsync",
-                )
+            self._buffers.copy_out(info.name, _size_bytes(info, self._shape_of(info)))
 
     def _shape_of(self, info: TensorInfo) -> tuple[int, ...]:
         if info.name in self._dependent:
@@ -312,7 +240,7 @@ class TensorRtBackend:
         if not self._wants_graph or self._obstacle:
             return
         key = tuple(
-            (i.name, self._buffers[i.name].device, tuple(self._context.get_tensor_shape(i.name)))
+            (i.name, self._buffers.address(i.name), tuple(self._context.get_tensor_shape(i.name)))
             for i in (*self.inputs, *self.outputs)
             if i.name not in self._dependent
         )
@@ -363,7 +291,9 @@ class TensorRtBackend:
         )
 
     def _outputs(self) -> dict[str, npt.NDArray[Any]]:
-        return {o.name: self._view(o.name, self._shape_of(o)) for o in self.outputs}
+        return {
+            o.name: self._buffers.view(o.name, self._shape_of(o), o.dtype) for o in self.outputs
+        }
 
     def infer(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Run once; the outputs are views of pinned memory until the next call.
@@ -431,8 +361,7 @@ class TensorRtBackend:
             return
         self._cuda.cudaStreamSynchronize(self._stream)
         self._drop_graph()
-        for buffer in self._buffers.values():
-            self._release(buffer)
+        self._buffers.free()
         for event in self._events:
             self._cuda.cudaEventDestroy(event)
         self._cuda.cudaStreamDestroy(self._stream)
@@ -441,29 +370,12 @@ class TensorRtBackend:
         del self._context, self._engine, self._runtime
 
 
+def _size_bytes(info: TensorInfo, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize
+
+
 def _is_rtx(record: EngineRecord) -> bool:
     return record.runtime == "tensorrt-rtx"
-
-
-def _plan_bytes(path: Path, record: EngineRecord | None) -> bytes:
-    """Return the plan, after checking that its description is its own.
-
-    Raises:
-        SourceError: It cannot be read, or the description is of another plan.
-    """
-    import hashlib
-
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SourceError(str(path), f"it cannot be read ({error.strerror})", "check it") from None
-    if record is not None and hashlib.sha256(data).hexdigest() != record.plan_sha256:
-        raise SourceError(
-            str(path),
-            f"{sidecar_path(path).name} describes another plan",
-            f"rebuild with: {record.command} --force",
-        )
-    return data
 
 
 def _missing() -> str | None:
