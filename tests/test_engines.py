@@ -314,7 +314,7 @@ def test_a_batch_that_contradicts_a_fixed_one_is_refused(tmp_path):
 
 def test_dla_does_not_compute_fp32(typed, monkeypatch):
     monkeypatch.setattr(engines, "load_tensorrt", lambda runtime: SimpleNamespace(__version__="10"))
-    monkeypatch.setattr(engines, "find_gpu", lambda: Gpu("Orin", "8.7"))
+    monkeypatch.setattr(engines, "find_gpu", lambda **_: Gpu("Orin", "8.7"))
     with pytest.raises(RequestError, match="is FP32, which DLA does not compute"):
         engines.prepare(typed("fp32"), BuildSettings(dla_core=0), "tensorrt")
 

@@ -157,12 +157,15 @@ def cuda_result(answer: tuple[Any, ...], what: str) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def find_gpu() -> Gpu | None:
-    """Return the GPU that CUDA uses by default, or None where there is none."""
-    listed = _from_nvidia_smi()
+def find_gpu(*, with_driver: bool = False) -> Gpu | None:
+    """Return the GPU that CUDA uses by default, or None where there is none.
+
+    Args:
+        with_driver: Ask nvidia-smi for the driver's version, too, which takes a moment.
+    """
     cudart = cuda_runtime()
     if cudart is None:
-        return listed
+        return _from_nvidia_smi()
     try:
         status, count = cudart.cudaGetDeviceCount()
     except RuntimeError:  # no driver at all
@@ -173,6 +176,7 @@ def find_gpu() -> Gpu | None:
     facts = cuda_result(cudart.cudaGetDeviceProperties(device), "cudaGetDeviceProperties")
     name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
     cuda = int(cuda_result(cudart.cudaDriverGetVersion(), "cudaDriverGetVersion"))
+    listed = _from_nvidia_smi() if with_driver else None
     return Gpu(
         name.strip("\0 "),
         f"{facts.major}.{facts.minor}",

@@ -135,7 +135,7 @@ def prepare(onnx: Path, settings: BuildSettings, runtime: PlanRuntime) -> Reques
     refuse_unbuildable(facts, runtime)
     profile = profile_for(facts, settings.batch)
     trt = load_tensorrt(runtime)
-    gpu = find_gpu()
+    gpu = find_gpu(with_driver=True)
     if runtime == "tensorrt" and gpu is None:
         raise BackendError(
             "TensorRT", "there is no GPU here, and it builds only where a plan shall run",
