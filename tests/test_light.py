@@ -17,7 +17,10 @@ OPTIONAL = (
     "torchvision",
     "ultralytics",
     "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
     "tensorrt_rtx_bindings",
+    "cuda",
     "safetensors",
     "supervision",
 )
@@ -68,6 +71,7 @@ def test_every_module_imports_without_extras():
         "run",
         "demo",
         "export",
+        "build",
         "fetch",
         "verify",
         "benchmark",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from boxwright import boxes
-from boxwright.backends import Backend
+from boxwright.backends import Backend, Bounded
 from boxwright.errors import BackendError, ImageError, RequestError
 from boxwright.images import read_image
 from boxwright.preprocess import Placement, bgr_from_array, prepare, source_from_input
@@ -65,6 +65,7 @@ class Detector:
         self._input_name = tensor.name
         self._input_dtype = np.dtype(tensor.dtype)
         self._fixed_batch = tensor.shape[0] if isinstance(tensor.shape[0], int) else None
+        self._largest_batch = backend.largest_batch if isinstance(backend, Bounded) else None
         self._optional = {i.name for i in backend.inputs[1:]}
         self._buffer: FloatArray = np.empty((0, 3, *spec.input_size), np.float32)
 
@@ -119,7 +120,7 @@ class Detector:
         settings = self.settings(score_threshold, iou_threshold)
         found: list[Detections] = []
         loaded = [self.read(image) for image in sequence]
-        step = self._fixed_batch or max(len(loaded), 1)
+        step = self._fixed_batch or self._largest_batch or max(len(loaded), 1)
         for start in range(0, len(loaded), step):
             batch, places = self.preprocess(loaded[start : start + step])
             found += self.postprocess(self.infer(batch, settings), places, settings)

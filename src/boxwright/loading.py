@@ -18,7 +18,7 @@ from boxwright.types import ModelSpec
 
 __all__ = ["choose_runtime", "load"]
 
-Runtime = Literal["auto", "onnxruntime", "openvino", "pytorch"]
+Runtime = Literal["auto", "onnxruntime", "openvino", "pytorch", "tensorrt"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -28,21 +28,23 @@ _FEW_PICTURES = 50  # OpenVINO's slower start (0.5 s) is not won back by fewer
 def choose_runtime(suffix: str, device: Device = "auto", pictures: int | None = None) -> str:
     """Return the runtime that `auto` means on this machine.
 
-    Checkpoints (`.pt`, `.safetensors`) run in PyTorch. `.onnx` runs in ONNX Runtime when that has
-    CUDA or the device is `cuda`; otherwise in OpenVINO, which is faster on x86 in FP32, when it is
-    installed and more than 50 pictures are to come (or it is not said how many); otherwise in ONNX
-    Runtime on the CPU, which starts faster.
+    Checkpoints (`.pt`, `.safetensors`) run in PyTorch, plans (`.plan`, `.engine`) in TensorRT.
+    `.onnx` runs in ONNX Runtime when that has CUDA or the device is `cuda`; otherwise in OpenVINO,
+    which is faster on x86 in FP32, when it is installed and more than 50 pictures are to come (or
+    it is not said how many); otherwise in ONNX Runtime on the CPU, which starts faster.
 
     Raises:
         RequestError: No runtime reads such files.
     """
     if suffix in catalog.backend("pytorch").suffixes:
         return "pytorch"
+    if suffix in catalog.backend("tensorrt").suffixes:
+        return "tensorrt"
     if suffix != ".onnx":
         raise RequestError(
             f"model file of kind {suffix or '(no suffix)'}",
             "no runtime reads it",
-            "give a .onnx file (or a .pt or .safetensors checkpoint, as a reference)",
+            "give a .onnx file, a .plan (or a .pt or .safetensors checkpoint, as a reference)",
         )
     if device == "cuda":
         return "onnxruntime"
@@ -76,8 +78,8 @@ def load(
     """Open a model file as a `Detector`.
 
     Args:
-        path: A .onnx file that Boxwright made; a raw .onnx of a known family; or a .pt or
-            .safetensors checkpoint (PyTorch, as a reference).
+        path: A .onnx file that Boxwright made; a raw .onnx of a known family; a .plan with its
+            description beside it; or a .pt or .safetensors checkpoint (PyTorch, as a reference).
         runtime: `auto` is explained at `choose_runtime`; what it chose is printed on stderr.
         threads: CPU threads of one inference; None leaves the runtime's default.
         device: `auto`, `cpu` or `cuda`. A CUDA provider that fails to start is an error, never a
@@ -127,6 +129,13 @@ def _open(
     kind = catalog.backend(runtime)
     backend = kind.open(file, options)
     stamp = stamp_from_metadata(backend.metadata, str(file))
+    if stamp is None and file.suffix.lower() != ".onnx":
+        backend.close()
+        raise SourceError(
+            str(file),
+            f"nothing says what model it is: {file.name}.json is missing, or has no stamp",
+            "keep that file beside the plan, or build it with: boxwright build",
+        )
     if stamp is None:
         spec = _describe(file, family, labels)
         return Detector(backend, spec)

@@ -47,10 +47,15 @@ def open_for_proof(path: Path, threshold: float, threads: int | None) -> Detecto
 
 
 def _open(path: Path, threads: int | None, family: str | None, labels: str | None) -> Detector:
-    in_torch = path.suffix in catalog.backend("pytorch").suffixes
-    runtime: Any = "pytorch" if in_torch else "onnxruntime"
+    for name in ("pytorch", "tensorrt"):
+        if path.suffix in catalog.backend(name).suffixes:
+            runtime: Any = name
+            break
+    else:
+        runtime = "onnxruntime"
+    device: Any = "auto" if runtime == "tensorrt" else "cpu"
     return load(
-        path, runtime, threads=threads, device="cpu", family=family, labels=labels, quiet=True
+        path, runtime, threads=threads, device=device, family=family, labels=labels, quiet=True
     )
 
 

@@ -11,7 +11,16 @@ import numpy.typing as npt
 
 from boxwright.types import TensorInfo
 
-__all__ = ["Backend", "BackendKind", "BackendOptions", "Feed", "Queueing", "StepTimes", "Stepwise"]
+__all__ = [
+    "Backend",
+    "BackendKind",
+    "BackendOptions",
+    "Bounded",
+    "Feed",
+    "Queueing",
+    "StepTimes",
+    "Stepwise",
+]
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -26,12 +35,14 @@ class BackendOptions:
         spin: Idle threads keep polling, which saves latency and burns a core; several models that
             run in turn slow each other down with it.
         streams: Inferences that a `Queueing` runtime keeps in flight at once; others ignore it.
+        cuda_graph: TensorRT captures the network as a CUDA graph and replays it; others ignore it.
     """
 
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     spin: bool = True
     streams: int = 1
+    cuda_graph: bool = True
 
 
 class Backend(Protocol):
@@ -114,6 +125,16 @@ class Queueing(Protocol):
         Raises:
             BackendError: The runtime refuses the feed or fails.
         """
+        ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A backend whose free batch has an end."""
+
+    @property
+    def largest_batch(self) -> int | None:
+        """The most pictures of one call; None when that is not known."""
         ...
 
 

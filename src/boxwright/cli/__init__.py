@@ -23,6 +23,7 @@ _VERBS = {
     "run": "The main job: export, convert, verify, report.",
     "demo": "The main job on an embedded sample, offline.",
     "export": "Checkpoint or raw ONNX to ONNX variants, without verification.",
+    "build": "ONNX to a plan for TensorRT or TensorRT-RTX.",
     "fetch": "Download checkpoints, checked and resumable.",
     "verify": "Parity of two files: tensors and detections.",
     "tune": "The fastest file within budgets, and the Pareto front.",

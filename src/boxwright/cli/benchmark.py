@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "counts_from_text"]
 
-_RUNTIMES = ("auto", "onnxruntime", "openvino", "pytorch")
+_RUNTIMES = ("auto", "onnxruntime", "openvino", "pytorch", "tensorrt")
 _QUICK = {"iterations": 10, "warmup": 2}
 
 
@@ -43,7 +43,7 @@ _QUICK = {"iterations": 10, "warmup": 2}
     default="auto",
     show_default=True,
     metavar="LIST",
-    help="auto, or a comma list of onnxruntime, openvino, pytorch.",
+    help="auto, or a comma list of onnxruntime, openvino, pytorch, tensorrt.",
 )
 @click.option(
     "--device",
@@ -94,8 +94,8 @@ _QUICK = {"iterations": 10, "warmup": 2}
 def command(artifacts: tuple[str, ...], **options: Any) -> int:
     """Measure latency or throughput of files, in turns.
 
-    ARTIFACT is a .onnx file, a checkpoint (.pt, .safetensors; PyTorch, as a reference), or a
-    configuration such as yolov8n.yaml, which is exported first with random weights. Braces in
+    ARTIFACT is a .onnx file, a .plan, a checkpoint (.pt, .safetensors; PyTorch, as a reference), or
+    a configuration such as yolov8n.yaml, which is exported first with random weights. Braces in
     quotes are expanded. Latency is the whole path from picture file to detections, span by span.
     Exit status 1 when a budget is exceeded; see docs/benchmark.md.
 

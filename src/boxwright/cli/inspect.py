@@ -19,8 +19,8 @@ __all__ = ["command"]
 def command(file: Path, family: str | None, as_json: bool) -> None:
     """Say what a file is: family, input, outputs, classes, lineage.
 
-    Reads .onnx files and checkpoints (.pt, .safetensors), the latter without torch and without
-    running them.
+    Reads .onnx files, plans (.plan, .engine; by their description) and checkpoints (.pt,
+    .safetensors), the latter without torch and without running them.
     """
     from boxwright.errors import RequestError
 
@@ -30,8 +30,10 @@ def command(file: Path, family: str | None, as_json: bool) -> None:
         facts = _own_checkpoint(file)
     elif file.suffix == ".onnx":
         facts = _graph(file, family)
+    elif file.suffix in (".plan", ".engine"):
+        facts = _plan(file)
     else:
-        known = ".onnx, .pt and .safetensors"
+        known = ".onnx, .plan, .engine, .pt and .safetensors"
         raise RequestError(str(file), f"only {known} files are known", "give one of these")
     if as_json:
         click.echo(json.dumps(facts, indent=2, default=str))
@@ -46,6 +48,21 @@ def _checkpoint(file: Path) -> dict[str, Any]:
     from boxwright.sources.pickles import summarise
 
     return {"file": str(file), **dataclasses.asdict(summarise(file))}
+
+
+def _plan(file: Path) -> dict[str, Any]:
+    from boxwright.engine_record import read_record, sidecar_path
+    from boxwright.errors import SourceError
+
+    if not file.is_file():
+        raise SourceError(str(file), "there is no such file", "check the path")
+    record = read_record(file)
+    if record is None:
+        name = sidecar_path(file).name
+        raise SourceError(
+            str(file), f"{name} is missing, and a plan does not describe itself", "keep it beside"
+        )
+    return {"file": str(file), **record.as_dict()}
 
 
 def _own_checkpoint(file: Path) -> dict[str, Any]:

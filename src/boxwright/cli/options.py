@@ -182,7 +182,7 @@ def runtime_options(function: F) -> F:
     options = [
         click.option(
             "--runtime",
-            type=click.Choice(["auto", "onnxruntime", "openvino", "pytorch"]),
+            type=click.Choice(["auto", "onnxruntime", "openvino", "pytorch", "tensorrt"]),
             default="auto",
             show_default=True,
             help="What runs the file; what auto chose is printed.",

@@ -1,0 +1,95 @@
+"""Device memory and pinned host memory of named tensors, by the CUDA runtime's own calls."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from boxwright.nvidia import cuda_result
+
+__all__ = ["Buffer", "DeviceBuffers"]
+
+
+@dataclass(slots=True)
+class Buffer:
+    """Addresses of a tensor on the device and of the pinned memory it is copied from or to."""
+
+    device: int = 0
+    host: int = 0
+    size_bytes: int = 0
+
+
+class DeviceBuffers:
+    """One buffer a tensor; they grow and never shrink.
+
+    Args:
+        cuda: The CUDA runtime's bindings.
+        stream: That copies run on.
+    """
+
+    def __init__(self, cuda: Any, stream: Any) -> None:
+        self._cuda, self._stream = cuda, stream
+        self._buffers: dict[str, Buffer] = {}
+
+    def reserve(self, name: str, size_bytes: int) -> Buffer:
+        """Return a tensor's buffer, with room for so many bytes.
+
+        Raises:
+            BackendError: There is no memory left.
+        """
+        buffer = self._buffers.setdefault(name, Buffer())
+        size_bytes = max(size_bytes, 1)
+        if buffer.size_bytes < size_bytes:
+            self._release(buffer)
+            buffer.device = int(cuda_result(self._cuda.cudaMalloc(size_bytes), "cudaMalloc"))
+            buffer.host = int(cuda_result(self._cuda.cudaMallocHost(size_bytes), "cudaMallocHost"))
+            buffer.size_bytes = size_bytes
+        return buffer
+
+    def address(self, name: str) -> int:
+        """Return where a tensor lies on the device."""
+        return self._buffers[name].device
+
+    def view(self, name: str, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+        """Return a tensor's pinned memory as an array; valid until its buffer grows."""
+        kind = np.dtype(dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        if count == 0:
+            return np.empty(shape, kind)
+        memory = (ctypes.c_byte * (count * kind.itemsize)).from_address(self._buffers[name].host)
+        array: npt.NDArray[Any] = np.frombuffer(memoryview(memory), kind, count)
+        return array.reshape(shape)
+
+    def copy_in(self, name: str, size_bytes: int) -> None:
+        """Start copying a tensor to the device."""
+        buffer, kind = self._buffers[name], self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._copy(buffer.device, buffer.host, size_bytes, kind)
+
+    def copy_out(self, name: str, size_bytes: int) -> None:
+        """Start copying a tensor to the host."""
+        buffer, kind = self._buffers[name], self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(buffer.host, buffer.device, size_bytes, kind)
+
+    def _copy(self, to: int, of: int, size_bytes: int, kind: Any) -> None:
+        if size_bytes:
+            cuda_result(
+                self._cuda.cudaMemcpyAsync(to, of, size_bytes, kind, self._stream),
+                "cudaMemcpyAsync",
+            )
+
+    def free(self) -> None:
+        """Give all memory back."""
+        for buffer in self._buffers.values():
+            self._release(buffer)
+        self._buffers.clear()
+
+    def _release(self, buffer: Buffer) -> None:
+        if buffer.device:
+            self._cuda.cudaFree(buffer.device)
+        if buffer.host:
+            self._cuda.cudaFreeHost(buffer.host)
+        buffer.device = buffer.host = buffer.size_bytes = 0

@@ -1,0 +1,252 @@
+"""A TensorRT and a CUDA runtime of NumPy: enough to see in which order a backend calls them.
+
+"Device" memory is host memory at another address; the network doubles its input, or is whatever
+ONNX Runtime computes of a file. While a stream is captured nothing runs: the calls are kept, and a
+launch of the graph makes them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+
+class Status(int):
+    """A status with a name, as CUDA's enumerations have."""
+
+    name = "cudaErrorMemoryAllocation"
+
+
+class FakeCuda:
+    """The part of `cuda.bindings.runtime` that the backend calls; `calls` says in which order."""
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.memory: dict[int, Any] = {}
+        self.capturing: list[Callable[[], None]] | None = None
+        self.graphs: list[list[Callable[[], None]]] = []
+        self.full = False
+        self.capture_fails = False
+
+    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+
+        def call(*_: Any) -> tuple[Any, ...]:
+            self.calls.append(name)
+            return (0, 7) if "Create" in name else (0,)
+
+        return call
+
+    def _allocate(self, size: int) -> tuple[Any, ...]:
+        if self.full:
+            return (Status(2), 0)
+        block = ctypes.create_string_buffer(size)
+        address = ctypes.addressof(block)
+        self.memory[address] = block
+        return (0, address)
+
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+        self.calls.append("cudaMalloc")
+        return self._allocate(size)
+
+    def cudaMallocHost(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+        return self._allocate(size)
+
+    def cudaFree(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+        del self.memory[address]
+        return (0,)
+
+    cudaFreeHost = cudaFree  # noqa: N815
+
+    def cudaMemcpyAsync(self, to: int, of: int, size: int, kind: int, _: Any) -> tuple[Any, ...]:  # noqa: N802
+        self.calls.append("copy_in" if kind == 1 else "copy_out")
+        assert to in self.memory and of in self.memory, "memory that was freed or never taken"
+        assert size <= min(len(self.memory[to]), len(self.memory[of]))
+        ctypes.memmove(to, of, size)
+        return (0,)
+
+    def cudaStreamBeginCapture(self, *_: Any) -> tuple[Any, ...]:  # noqa: N802
+        self.calls.append("capture")
+        self.capturing = []
+        return (0,)
+
+    def cudaStreamEndCapture(self, _: Any) -> tuple[Any, ...]:  # noqa: N802
+        kept, self.capturing = self.capturing or [], None
+        if self.capture_fails:
+            return (Status(900), None)
+        self.graphs.append(kept)
+        return (0, len(self.graphs))
+
+    def cudaGraphInstantiate(self, graph: int, _: int) -> tuple[Any, ...]:  # noqa: N802
+        return (0, graph)
+
+    def cudaGraphLaunch(self, graph: int, _: Any) -> tuple[Any, ...]:  # noqa: N802
+        self.calls.append("replay")
+        for work in self.graphs[graph - 1]:
+            work()
+        return (0,)
+
+    def cudaEventElapsedTime(self, *_: Any) -> tuple[Any, ...]:  # noqa: N802
+        return (0, 1.5)
+
+
+class _Context:
+    def __init__(self, cuda: FakeCuda, engine: _Engine) -> None:
+        self._cuda, self._engine = cuda, engine
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+        self.allocator: Any = None
+
+    def set_input_shape(self, _: str, shape: tuple[int, ...]) -> bool:
+        rest = self._engine.network.input_shape
+        fits = 1 <= shape[0] <= self._engine.most and tuple(shape[1:]) == rest
+        self.shape = shape if fits else self.shape
+        return fits
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        network = self._engine.network
+        if name == network.input_name:
+            return self.shape
+        return (-1 if self._engine.dependent else self.shape[0], *network.output_shape)
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def set_output_allocator(self, _: str, allocator: Any) -> bool:
+        self.allocator = allocator
+        return True
+
+    def execute_async_v3(self, _: int) -> bool:
+        if self._cuda.capturing is not None:
+            self._cuda.capturing.append(self._work(dict(self.addresses), self.shape))
+            return True
+        self._cuda.calls.append("launch")
+        self._work(dict(self.addresses), self.shape)()
+        return True
+
+    def _work(self, addresses: dict[str, int], shape: tuple[int, ...]) -> Callable[[], None]:
+        def work() -> None:
+            network = self._engine.network
+            memory = self._cuda.memory[addresses[network.input_name]]
+            data = np.frombuffer(memory, np.float32, int(np.prod(shape)))
+            result = network.compute(data.reshape(shape))
+            target = addresses.get(network.output_name)
+            if self.allocator is not None:
+                result = result[result[:, 0] > 0]  # rows depend on the data
+                target = self.allocator.reallocate_output("out", 0, result.nbytes, 256)
+                self.allocator.notify_shape("out", result.shape)
+            ctypes.memmove(target, np.ascontiguousarray(result).ctypes.data, result.nbytes)
+
+        return work
+
+
+@dataclass
+class Network:
+    """One float32 input, one float32 output, and what lies between; shapes without the batch."""
+
+    input_name: str = "in"
+    output_name: str = "out"
+    input_shape: tuple[int, ...] = (3,)
+    output_shape: tuple[int, ...] = (3,)
+    compute: Callable[[Any], Any] = lambda data: data * 2
+
+
+def network_of(onnx: Path) -> Network:
+    """Return a network that is computed by ONNX Runtime."""
+    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    (given,), (found,) = session.get_inputs(), session.get_outputs()
+    return Network(
+        given.name,
+        found.name,
+        tuple(given.shape[1:]),
+        tuple(found.shape[1:]),
+        lambda data: session.run(None, {given.name: data})[0],
+    )
+
+
+class _Engine:
+    num_io_tensors = 2
+
+    def __init__(
+        self, cuda: FakeCuda, network: Network, *, most: int, free: bool, dependent: bool
+    ) -> None:
+        self._cuda, self.network = cuda, network
+        self.most, self._free, self.dependent = most, free, dependent
+
+    def get_tensor_name(self, index: int) -> str:
+        return (self.network.input_name, self.network.output_name)[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "INPUT" if name == self.network.input_name else "OUTPUT"
+
+    def get_tensor_dtype(self, _: str) -> Any:
+        return SimpleNamespace(name="FLOAT")
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        is_input = name == self.network.input_name
+        free = self._free or (self.dependent and not is_input)
+        rest = self.network.input_shape if is_input else self.network.output_shape
+        return (-1 if free else 2, *rest)
+
+    def create_execution_context(self) -> _Context:
+        return _Context(self._cuda, self)
+
+
+def fake_tensorrt(
+    cuda: FakeCuda,
+    *,
+    version: str = "8.6.0",
+    most: int = 2,
+    free: bool = False,
+    dependent: bool = False,
+    loads: bool = True,
+    network: Network | None = None,
+) -> Any:
+    """Return a module whose every plan is the same network.
+
+    Args:
+        cuda: Its memory.
+        version: Of itself.
+        most: Rows that the input may have.
+        free: Whether their number is free.
+        dependent: Only rows that begin with a positive number come out.
+        loads: Whether a plan can be deserialised.
+        network: By default it doubles a tensor (N, 3).
+    """
+
+    class ILogger:
+        Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+    class IOutputAllocator:
+        pass
+
+    class Runtime:
+        def __init__(self, log: Any) -> None:
+            self._log = log
+
+        def deserialize_cuda_engine(self, _: bytes) -> _Engine | None:
+            if loads:
+                return _Engine(
+                    cuda, network or Network(), most=most, free=free, dependent=dependent
+                )
+            self._log.log(ILogger.Severity.ERROR, "magic tag does not match")
+            return None
+
+    return SimpleNamespace(
+        __version__=version,
+        ILogger=ILogger,
+        IOutputAllocator=IOutputAllocator,
+        Runtime=Runtime,
+        TensorIOMode=SimpleNamespace(INPUT="INPUT"),
+    )
