@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import tiny_models
 from onnx import numpy_helper
 
 import boxwright.graph.end2end
-import boxwright.graph.precision
+import boxwright.quantization
 from boxwright.store import MANIFEST, Store, sha256_of_file
 
 ALL = ["--precision", "fp32,fp16", "--outputs", "raw,end2end"]
@@ -270,12 +270,12 @@ def _zero_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _break_weights(patch: pytest.MonkeyPatch) -> None:
-    convert = boxwright.graph.precision.fp16_from_fp32
+    convert = boxwright.quantization.fp16_from_fp32
 
-    def broken(model: onnx.ModelProto) -> onnx.ModelProto:
-        return _zero_weights(convert(model))
+    def broken(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
+        return _zero_weights(convert(model, keep_fp32))
 
-    patch.setattr(boxwright.graph.precision, "fp16_from_fp32", broken)
+    patch.setattr(boxwright.quantization, "fp16_from_fp32", broken)
 
 
 def _break_end2end(change: Callable[[onnx.ModelProto], None]) -> Callable[..., None]:
@@ -568,12 +568,15 @@ def test_killed_at_random_moments(memory, runner):
     assert _published(memory / "out/tiny") == expected
 
 
+DISK_BYTES = 8 << 20
+
+
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own of 256 KiB."""
+    """A file system of its own, which the files of a run and its page fit into."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"NOT TESTED, a full disk needs the right to mount: {done.stderr.strip()}")
@@ -584,7 +587,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("free_bytes", [0, 4096, 16384, 36864, 53248])
 def test_run_on_a_full_disk(free_bytes, full_disk, place, cli):
     ballast = full_disk / "ballast"
-    ballast.write_bytes(bytes(256 * 1024 - free_bytes - 4096))
+    ballast.write_bytes(bytes(DISK_BYTES - free_bytes - 4096))
     words = ["run", "tiny.onnx", "--out", full_disk / "out", *ALL, "--images", "pics"]
     ran = cli(*words)
     assert ran.code == 2
@@ -599,7 +602,7 @@ def test_run_on_a_full_disk(free_bytes, full_disk, place, cli):
 
 @pytest.mark.parametrize("option", ["--save-json", "--save-coco", "--out", "--save-txt"])
 def test_predict_on_a_full_disk(option, full_disk, place, cli):
-    (full_disk / "ballast").write_bytes(bytes(256 * 1024))
+    (full_disk / "ballast").write_bytes(bytes(DISK_BYTES))
     ran = cli("predict", "tiny.onnx", "pics", option, full_disk / "result")
     assert ran.code == 2
     assert "the disk is full" in ran.error or "No space left" in ran.error
