@@ -494,8 +494,8 @@ def runner(environment: dict[str, str], tmp_path: Path) -> Iterator[Runner]:
         running.close()
 
 
-WORDS = ["run", "tiny.onnx", "--out", "out", "--outputs", "raw,end2end", "--images",
-         "pics/p0.png", "--threads", "1", "--no-simplify"]  # fmt: skip
+WORDS = ["run", "--skip-benchmark", "tiny.onnx", "--out", "out", "--outputs", "raw,end2end",
+         "--images", "pics/p0.png", "--threads", "1", "--no-simplify"]  # fmt: skip
 FORCED = [*WORDS, "--opset", "16", "--force-convert"]
 
 
