@@ -541,7 +541,7 @@ def test_the_whole_sweep_on_the_sample(cli, labelled):
     folder = labelled / "o" / "text_block"
     data = tuned(folder)
     tried = [c for c in data["candidates"] if not c["baseline"]]
-    assert len({c["name"] for c in tried}) == len(tried) == 12
+    assert len({c["name"] for c in tried}) == len(tried) == 14, "INT8 for ONNX Runtime is tried in both, INT8 for OpenVINO there alone"
     assert {(c["precision"], c["outputs"], c["runtime"]) for c in tried} == {
         (p, o, r)
         for p in ("fp32", "fp16", "int8")
@@ -551,8 +551,8 @@ def test_the_whole_sweep_on_the_sample(cli, labelled):
     for c in tried:
         assert (c["peak_memory_mb"] is None) == (c["dropped"] is not None), c["name"]
         assert c["drop"] is not None and c["drop"] <= 0.5
-        same = [o["drop"] for o in tried if o["precision"] == c["precision"]
-                and o["runtime"] == c["runtime"]]  # fmt: skip
+        body = ("precision", "deployment", "runtime")
+        same = [o["drop"] for o in tried if all(o[k] == c[k] for k in body)]
         assert len(set(same)) == 1, "end-to-end files share the figure of their body"
         assert c["sha256"] == sha256_of_file(folder / c["file"])
     exact = {c["drop"] for c in tried if c["precision"] == "fp32" and c["runtime"] == "onnxruntime"}
@@ -571,7 +571,7 @@ def test_the_whole_sweep_on_the_sample(cli, labelled):
     assert cli(*shlex.split(commands["use it"])[1:]).code == 0
 
     done = cli(*words, "--max-latency-ms", "0.000001", "--json")
-    assert done.code == 1 and "none of 12 candidates" in done.error
+    assert done.code == 1 and "none of 14 candidates" in done.error
     assert json.loads(done.out)["winner"] is None
     assert {p: p.stat().st_mtime_ns for p in folder.glob("*.onnx")} == made, "files were kept"
 
