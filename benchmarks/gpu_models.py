@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--measure", default="1", help="batch sizes to time")
     parser.add_argument("--level", type=int, default=1, help="optimisation level, 0 to 5")
     parser.add_argument("--jobs", type=int, default=1, help="builds beside each other")
+    parser.add_argument("--again", action="store_true", help="build anew with the timing cache")
     parser.add_argument("--images", default="", help="pictures to compare detections on")
     parser.add_argument("--calib-images", default="", help="pictures to calibrate on")
     parser.add_argument("--data", default="", help="labelled pictures")
@@ -155,12 +156,13 @@ def build(steps: Steps, plans: list[Plan], wishes: argparse.Namespace) -> None:
     for plan in plans:
         plan.folder.mkdir(parents=True, exist_ok=True)
         cache = plan.folder / f"{plan.model}.{plan.precision}.cache"
+        out = plan.folder.with_name(f"{plan.folder.name}.again") if wishes.again else plan.folder
         words = [
             "build", str(plan.onnx), "--batch", wishes.batch, "--optimization-level",
-            str(wishes.level), "--timing-cache", str(cache), "--out", str(plan.folder), "--json",
+            str(wishes.level), "--timing-cache", str(cache), "--out", str(out), "--json",
         ]  # fmt: skip
         words += [] if wishes.all_tactics else ["--tactic-sources", _SOURCES]
-        steps.run(f"build.{plan.name}", words)
+        steps.run(f"build{'.again' * wishes.again}.{plan.name}", words)
 
 
 def check(steps: Steps, stage: str, plans: list[Plan], wishes: argparse.Namespace) -> None:
