@@ -554,7 +554,10 @@ ULTRALYTICS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ULTRALYTICS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=() if m == "yolo11n-deq" else pytest.mark.long) for m in ULTRALYTICS],
+)
 def test_agreement_with_ultralytics(tmp_path, monkeypatch, cli, model):
     checkpoint = ASSETS / "checkpoints" / f"{model}.pt"
     if not checkpoint.is_file():
