@@ -19,7 +19,7 @@ from boxwright.benchmark.memory import measure_peak_memory
 from boxwright.benchmark.settings import BenchmarkSettings, Entry, entries_named
 from boxwright.benchmark.subjects import chosen_batches, cost_of, pictures_for
 from boxwright.benchmark.throughput import Loaded, measure_throughput, open_loaded
-from boxwright.benchmark.timing import Timed, measure_latency
+from boxwright.benchmark.timing import Timed, measure_latency, time_network
 from boxwright.detector import Detector
 from boxwright.environment import describe_machine
 from boxwright.loading import load
@@ -113,7 +113,7 @@ class _Benchmark:
             entry.path,
             entry.runtime,  # type: ignore[arg-type]
             threads=threads,
-            device=self.settings.device,
+            **self.settings.gpu_arguments(),
             family=entry.family,
             labels=entry.labels,
             quiet=True,
@@ -154,6 +154,7 @@ class _Benchmark:
         usage = usage_between(before, read_cpu_counters())
         for entry, file in zip(entries, files, strict=True):
             latencies = file.latencies()
+            network, clock = time_network(file.detector, self.pictures, batch, self.settings)
             self._keep(
                 entry,
                 file.detector,
@@ -167,6 +168,8 @@ class _Benchmark:
                 sample_rounds=tuple(file.sample_rounds),
                 rounds=tuple(file.rounds),
                 images_per_s=round(1e3 * batch / latencies["total"].mean, 4),
+                network=network,
+                network_clock=clock,
             )
 
     def _measure_throughput(
@@ -238,6 +241,7 @@ class _Benchmark:
                 threads=measured.threads,
                 batch=measured.batch,
                 device=self.settings.device,
+                gpu=self.settings.gpu_settings_as_dict(),
             )
             if peak is None:
                 self.listener.note(f"{measured.name}: its peak memory could not be measured")

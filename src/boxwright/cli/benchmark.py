@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from boxwright.cli.options import device_arguments, device_options
 from boxwright.errors import CheckFailedError, RequestError
 
 if TYPE_CHECKING:
@@ -45,13 +46,7 @@ _QUICK = {"iterations": 10, "warmup": 2}
     metavar="LIST",
     help="auto, or a comma list of onnxruntime, openvino, pytorch, tensorrt.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="auto takes a GPU when the runtime has one; the others insist.",
-)
+@device_options
 @click.option("--threads", metavar="LIST", help="CPU threads of one inference; a comma list.")
 @click.option("--batch", metavar="LIST", help="Pictures per call; a comma list. Default: 1.")
 @click.option("--iterations", type=int, help="Samples of each file and setting. Default: 50.")
@@ -156,7 +151,7 @@ def _settings(options: dict[str, Any]) -> BenchmarkSettings:
         max_images=options["max_images"],
         batches=counts_from_text("--batch", options["batch"]) if options["batch"] else (),
         threads=counts_from_text("--threads", threads) if threads else (None,),
-        device=options["device"],
+        **device_arguments(options),
         seconds=options["seconds"],
         concurrency=options["concurrency"],
         baseline=options["baseline"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from boxwright.build import Typing
     from boxwright.engines import BuildSettings
 
-__all__ = ["batch_from_text", "command"]
+__all__ = ["command"]
 
 _LEVELS = ["none", "ampere_plus", "same_compute_capability"]
 
@@ -113,30 +112,13 @@ def command(onnx: Path, **options: Any) -> None:
         click.echo(built.trtexec)
 
 
-def batch_from_text(text: str) -> tuple[int, int, int]:
-    """Read `8` or `1,8,32`.
-
-    Raises:
-        RequestError: It is not one or three whole numbers.
-
-    >>> batch_from_text("8"), batch_from_text("1,8,32")
-    ((8, 8, 8), (1, 8, 32))
-    """
-    words = [w.strip() for w in text.split(",")]
-    if len(words) not in (1, 3) or not all(re.fullmatch("[0-9]{1,6}", w) for w in words):
-        raise RequestError(
-            f"--batch {text}", "it is not smallest, best, largest", "use e.g. 1,8,32, or 8"
-        )
-    low, best, high = (int(w) for w in (words * 3 if len(words) == 1 else words))
-    return low, best, high
-
-
 def _settings(options: dict[str, Any]) -> BuildSettings:
+    from boxwright.cli.options import batch_from_text
     from boxwright.engines import BuildSettings
 
     batch, sources = options["batch"], options["tactic_sources"]
     return BuildSettings(
-        batch=batch_from_text(batch) if batch is not None else None,
+        batch=batch_from_text("--batch", batch) if batch is not None else None,
         workspace_gib=options["workspace_gib"],
         optimization_level=options["optimization_level"],
         timing_cache=options["timing_cache"],
