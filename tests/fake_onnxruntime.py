@@ -93,6 +93,7 @@ class FakeOnnxRuntime:
         self.providers, self.active = providers, active
         self.refuses_capture, self.capture_fails, self.full = refuses_capture, capture_fails, full
         self.calls: list[str] = []
+        self.preloaded: list[str] = []
         self.devices: list[int] = []
         self.sessions: list[dict[str, dict[str, str]]] = []
         self.OrtValue = SimpleNamespace(
@@ -103,7 +104,8 @@ class FakeOnnxRuntime:
     def get_available_providers(self) -> list[str]:
         return list(self.providers)
 
-    def preload_dlls(self) -> None:
+    def preload_dlls(self, directory: str = "") -> None:
+        self.preloaded.append(directory)
         print("Failed to load libcudnn.so.9")  # as the real one does, on stdout
 
     def _from_numpy(self, array: np.ndarray, device: str, index: int) -> Value:

@@ -170,6 +170,17 @@ def test_a_provider_that_does_not_start_is_an_error(opened, capsys):
     assert capsys.readouterr().out == ""  # what the preloading prints is no data of ours
 
 
+def test_libraries_of_wheels_elsewhere_are_shown_to_it(opened, tmp_path, monkeypatch):
+    """As where ONNX Runtime lies apart from torch and its wheels of CUDA."""
+    for name in ("cu13/lib/libcublas.so.13", "cudnn/lib/libcudnn.so.9", "empty/lib/readme"):
+        (tmp_path / "nvidia" / name).parent.mkdir(parents=True)
+        (tmp_path / "nvidia" / name).touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ort, _ = opened(model_bytes(), BackendOptions(), None)
+    found = [str(tmp_path / "nvidia" / place / "lib") for place in ("cu13", "cudnn")]
+    assert ort.preloaded == ["", *found]
+
+
 def test_closing_frees_the_stream_after_the_session(opened):
     cuda = FakeCuda()
     _, backend = opened(model_bytes(), BackendOptions(), cuda)

@@ -9,7 +9,11 @@ depend on the data are left to ONNX Runtime on every call.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -18,13 +22,36 @@ import numpy.typing as npt
 
 from boxwright.nvidia import cuda_result
 
-__all__ = ["Bound", "CaptureError", "GpuRunner", "Stream"]
+__all__ = ["Bound", "CaptureError", "GpuRunner", "Stream", "preload_libraries"]
 
 _SKIP = -1  # gpu_graph_id of a run that is neither captured nor replayed
 _MOST_GRAPHS = 16  # each holds memory for good; later shapes run launch by launch
 _NON_BLOCKING = 1
 
 Key = tuple[tuple[str, tuple[int, ...], str], ...]
+
+
+def preload_libraries(ort: Any) -> None:
+    """Load CUDA's libraries from pip's wheels, where ONNX Runtime itself would not find them.
+
+    ONNX Runtime looks in the wheels beside itself; those of another place, torch's for instance,
+    are shown to it. What is missing shows when its provider starts.
+    """
+    if not hasattr(ort, "preload_dlls"):  # before 1.21
+        return
+    own = Path(getattr(ort, "__file__", "")).resolve().parent.parent
+    with redirect_stdout(StringIO()):  # it prints there
+        ort.preload_dlls()
+        for folder in _wheel_folders():
+            if own not in folder.parents:
+                ort.preload_dlls(directory=str(folder))
+
+
+def _wheel_folders() -> list[Path]:
+    """Return the folders of libraries in NVIDIA's wheels, wherever Python finds them."""
+    spec = find_spec("nvidia")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return sorted({lib.parent for place in places for lib in Path(place).glob("*/lib/lib*.so.*")})
 
 
 class CaptureError(Exception):

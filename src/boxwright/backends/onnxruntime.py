@@ -6,8 +6,6 @@ is possible, and everything runs on a stream of ours where cuda-bindings is inst
 
 from __future__ import annotations
 
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +16,7 @@ from boxwright.backends import BackendKind, BackendOptions, Feed, StepTimes
 from boxwright.devices import device_from_text
 from boxwright.errors import BackendError
 from boxwright.nvidia import cuda_runtime
-from boxwright.ort_binding import Bound, CaptureError, GpuRunner, Stream
+from boxwright.ort_binding import Bound, CaptureError, GpuRunner, Stream, preload_libraries
 from boxwright.ort_providers import (
     CUDA,
     TENSORRT,
@@ -134,9 +132,7 @@ class OnnxRuntimeBackend:
 
     def _open_on_gpu(self) -> None:
         """Open the session with a stream of ours, captured as CUDA graphs where that can be."""
-        if hasattr(self._ort, "preload_dlls"):
-            with redirect_stdout(StringIO()):  # what it misses shows when the provider starts
-                self._ort.preload_dlls()
+        preload_libraries(self._ort)
         self._facts = facts_of_graph(self._model, self._what)
         self._obstacle = ""
         if self._options.cuda_graph:

@@ -44,16 +44,12 @@ _PACKAGES = re.compile(
 # A provider's library refers to the rest of ONNX Runtime, so that a load of it alone ends at a
 # symbol; what matters is which library the loader misses before that.
 _ASK_ONNXRUNTIME = """
-import ctypes, json, sys
+import ctypes, json
 from pathlib import Path
 import onnxruntime
+from boxwright.ort_binding import preload_libraries
 found = {}
-if hasattr(onnxruntime, "preload_dlls"):
-    printed, sys.stdout = sys.stdout, sys.stderr
-    try:
-        onnxruntime.preload_dlls()
-    finally:
-        sys.stdout = printed
+preload_libraries(onnxruntime)
 for name in onnxruntime.get_available_providers():
     stem = name.removesuffix("ExecutionProvider").lower()
     library = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{stem}.so"
