@@ -77,6 +77,7 @@ class FakeOnnxRuntime:
     """
 
     __version__ = "1.31.1"
+    __file__ = onnxruntime.__file__
     capi = onnxruntime.capi
     SessionOptions = onnxruntime.SessionOptions
     RunOptions = RunOptions

@@ -181,6 +181,15 @@ def test_libraries_of_wheels_elsewhere_are_shown_to_it(opened, tmp_path, monkeyp
     assert ort.preloaded == ["", *found]
 
 
+def test_a_missing_driver_is_told(opened):
+    class NoDriver:
+        def cudaSetDevice(self, index: int) -> None:  # noqa: N802
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    with pytest.raises(BackendError, match=r"CUDA does not start .*libcuda.*; say --device cpu"):
+        opened(model_bytes(), BackendOptions(), NoDriver())
+
+
 def test_closing_frees_the_stream_after_the_session(opened):
     cuda = FakeCuda()
     _, backend = opened(model_bytes(), BackendOptions(), cuda)

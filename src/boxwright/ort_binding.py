@@ -39,7 +39,7 @@ def preload_libraries(ort: Any) -> None:
     """
     if not hasattr(ort, "preload_dlls"):  # before 1.21
         return
-    own = Path(getattr(ort, "__file__", "")).resolve().parent.parent
+    own = Path(ort.__file__).resolve().parent.parent
     with redirect_stdout(StringIO()):  # it prints there
         ort.preload_dlls()
         for folder in _wheel_folders():

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from boxwright.backends import BackendKind, BackendOptions, Feed, StepTimes
 from boxwright.devices import device_from_text
-from boxwright.errors import BackendError
+from boxwright.errors import BackendError, BoxwrightError
 from boxwright.nvidia import cuda_runtime
 from boxwright.ort_binding import Bound, CaptureError, GpuRunner, Stream, preload_libraries
 from boxwright.ort_providers import (
@@ -42,6 +42,8 @@ _DTYPES = {
     "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
+# How ONNX Runtime says that some node is not on the GPU, since 1.17 and before.
+_NO_CAPTURE = ("graph capture feature", "cuda graph feature")
 
 
 def _infos(values: list[Any]) -> tuple[TensorInfo, ...]:
@@ -139,11 +141,17 @@ class OnnxRuntimeBackend:
             self._obstacle = capture_obstacle(self._facts, self._choice)
         cuda = cuda_runtime()
         if cuda is not None:
-            self._stream = Stream(cuda, self._choice.index)
+            try:
+                self._stream = Stream(cuda, self._choice.index)
+            except RuntimeError as error:  # what the bindings raise where there is no driver
+                cause = " ".join(str(error).split())[:120]
+                raise BackendError(
+                    self._what, f"CUDA does not start ({cause})", "say --device cpu"
+                ) from None
         try:
             self._start(capture=self._options.cuda_graph and not self._obstacle)
-        except BackendError as error:
-            if "graph capture" not in error.found:
+        except BoxwrightError as error:
+            if not any(words in error.found.lower() for words in _NO_CAPTURE):
                 self._close_stream()
                 raise
             self._obstacle = "not every node runs on the GPU"
