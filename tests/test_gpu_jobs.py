@@ -63,7 +63,7 @@ def two_gpus(tmp_path_factory, monkeypatch):
 # -- the processes
 
 
-def test_work_is_spread_and_comes_back_in_order(tmp_path):
+def test_work_is_spread_and_comes_back_in_order(tmp_path, two_gpus):
     """Each process sees its GPU before it starts; never two at once on one."""
     code = """
 import os, sys, time
@@ -79,6 +79,7 @@ print(sys.argv[2], seen, os.environ["CUDA_DEVICE_ORDER"])
     assert [one.out.split()[0] for one in done] == list("01234")
     assert {(one.device, one.out.split()[1]) for one in done} == set(DEVICES)
     assert all(one.code == 0 and one.error == "" for one in done)
+    assert all(one.out.split()[2] == "PCI_BUS_ID" for one in done)
 
 
 def test_a_failure_is_told_with_its_line_and_the_others_finish():

@@ -110,7 +110,8 @@ class _Running:
             "PYTHONPATH": os.pathsep.join(places),
             "CUDA_VISIBLE_DEVICES": visible,
         }
-        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
+        if "CUDA_VISIBLE_DEVICES" not in os.environ:  # else its numbers are the user's own
+            environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
         self.process = subprocess.Popen(
             [*program, *job.words],
             env=environment,
