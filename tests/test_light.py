@@ -81,6 +81,7 @@ def test_every_module_imports_without_extras():
         "compare",
         "predict",
         "inspect",
+        "doctor",
         "clean",
     ],
 )

@@ -7,6 +7,7 @@ old switches make a typed graph first, through the pipeline, and that is built.
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from boxwright.engines.settings import build_line
 from boxwright.errors import RequestError, StoreError
 from boxwright.nvidia import PlanRuntime
 from boxwright.outcome import Listener
-from boxwright.store import sha256_of_file, write_atomic
+from boxwright.store import locked, sha256_of_file, write_atomic
 
 __all__ = ["Built", "Typing", "build"]
 
@@ -75,6 +76,7 @@ def build(
     out: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    cache_part: Path | None = None,
     listener: Listener | None = None,
 ) -> Built:
     """Build a plan and put it beside its description.
@@ -86,10 +88,13 @@ def build(
         out: Folder; that of the ONNX file by default.
         force: Replace a plan that is there.
         dry_run: Check everything, write nothing.
+        cache_part: Write the timing cache here and leave the file of the settings as it is, for
+            several processes that share one; `merge_timing_caches` puts the parts together.
         listener: Told what happens.
 
     Raises:
-        StoreError: Another plan of that name is there, or it cannot be written.
+        StoreError: Another plan of that name is there, another process is making it or writes the
+            timing cache, or it cannot be written.
         BoxwrightError: See `boxwright.engines.build_plan`.
     """
     listener = listener or Listener()
@@ -100,27 +105,28 @@ def build(
             plan = (out or typed.parent) / prepare(onnx, settings, runtime).name_for(typed)
             return Built(plan, "planned", typed, build_line(settings, typed, runtime), "")
         onnx = typed
-    request = prepare(onnx, settings, runtime)
-    folder = out or onnx.parent
-    plan = folder / request.name_for(onnx)
+    request = dataclasses.replace(prepare(onnx, settings, runtime), cache_part=cache_part)
+    plan = (out or onnx.parent) / request.name_for(onnx)
     command = build_line(settings, onnx, runtime) + (f" --out {out}" if out else "")
     trtexec = request.trtexec(plan)
-    standing = _standing(plan, request, force)
-    if standing is not None:
-        return Built(plan, "skipped", onnx, standing.command, standing.trtexec, standing)
     if dry_run:
-        return Built(plan, "planned", onnx, command, trtexec)
-    made = build_prepared(request, listener)
-    record = dataclasses.replace(made.record, command=command, trtexec=trtexec)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            str(folder), f"it cannot be made ({error.strerror})", "choose another --out"
-        ) from None
-    # The description first: a plan is never there without it, and it names the plan's hash.
-    write_atomic(sidecar_path(plan), record_bytes(record))
-    write_atomic(plan, made.data)
+        standing = _standing(plan, request, force)
+        if standing is None:
+            return Built(plan, "planned", onnx, command, trtexec)
+        return Built(plan, "skipped", onnx, standing.command, standing.trtexec, standing)
+    with ExitStack() as stack:
+        stack.enter_context(locked(plan, "wait for it, or choose another --out"))
+        standing = _standing(plan, request, force)
+        if standing is not None:
+            return Built(plan, "skipped", onnx, standing.command, standing.trtexec, standing)
+        cache = cache_part or settings.timing_cache
+        if cache is not None and cache.absolute().parent.is_dir() and request.gpu is not None:
+            stack.enter_context(locked(cache, "wait for it, or name another --timing-cache"))
+        made = build_prepared(request, listener)
+        record = dataclasses.replace(made.record, command=command, trtexec=trtexec)
+        # The description first: a plan is never there without it, and it names the plan's hash.
+        write_atomic(sidecar_path(plan), record_bytes(record))
+        write_atomic(plan, made.data)
     return Built(plan, "built", onnx, command, trtexec, record)
 
 

@@ -60,7 +60,6 @@ class Detector:
             score_threshold=spec.score_threshold, iou_threshold=spec.iou_threshold
         )
         self._backend = backend
-        self.description = backend.description
         tensor = backend.inputs[0]
         self._input_name = tensor.name
         self._input_dtype = np.dtype(tensor.dtype)
@@ -290,6 +289,11 @@ class Detector:
                 f"it did not settle and all {limit} places are taken, so boxes may be missing",
                 "export with a larger --nms-iterations or --keep-topk",
             )
+
+    @property
+    def description(self) -> str:
+        """Runtime, version, device and threads, in words; a GPU tells more after the first call."""
+        return self._backend.description
 
     @property
     def backend(self) -> Backend:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwright.errors import BackendError, SourceError
-from boxwright.nvidia import TITLES, Gpu, version_numbers
+from boxwright.nvidia import TITLES, Gpu, runs_rtx_plans, version_numbers
 
 __all__ = [
     "EngineRecord",
@@ -181,6 +181,13 @@ def check_fits(record: EngineRecord, plan: str, version: str, gpu: Gpu) -> None:
     if not _version_fits(record, version):
         raise BackendError(
             plan, f"it was built for {title} {record.version}, this is {title} {version}", again
+        )
+    if record.runtime == "tensorrt-rtx" and not runs_rtx_plans(gpu.compute_capability):
+        raise BackendError(
+            plan,
+            f"TensorRT-RTX does not run on compute capability {gpu.compute_capability} "
+            f"({gpu.name}), only on 8.0, 8.6, 8.9 and 12.x",
+            "build a plan for TensorRT on this machine",
         )
     if not _gpu_fits(record, gpu):
         raise BackendError(

@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from boxwright import catalog
 from boxwright.backends import BackendOptions
 from boxwright.detector import Detector
+from boxwright.devices import Device, device_from_text
 from boxwright.errors import RequestError, SourceError
 from boxwright.sources import SourceRequest
 from boxwright.stamps import stamp_from_metadata
 from boxwright.types import ModelSpec
 
-__all__ = ["choose_runtime", "load"]
+__all__ = ["Device", "choose_runtime", "load"]
 
 Runtime = Literal["auto", "onnxruntime", "openvino", "pytorch", "tensorrt"]
-Device = Literal["auto", "cpu", "cuda"]
 
 
 _FEW_PICTURES = 50  # OpenVINO's slower start (0.5 s) is not won back by fewer
@@ -29,7 +30,7 @@ def choose_runtime(suffix: str, device: Device = "auto", pictures: int | None = 
     """Return the runtime that `auto` means on this machine.
 
     Checkpoints (`.pt`, `.safetensors`) run in PyTorch, plans (`.plan`, `.engine`) in TensorRT.
-    `.onnx` runs in ONNX Runtime when that has CUDA or the device is `cuda`; otherwise in OpenVINO,
+    `.onnx` runs in ONNX Runtime when that has CUDA or the device is a GPU; otherwise in OpenVINO,
     which is faster on x86 in FP32, when it is installed and more than 50 pictures are to come (or
     it is not said how many); otherwise in ONNX Runtime on the CPU, which starts faster.
 
@@ -46,9 +47,10 @@ def choose_runtime(suffix: str, device: Device = "auto", pictures: int | None = 
             "no runtime reads it",
             "give a .onnx file, a .plan (or a .pt or .safetensors checkpoint, as a reference)",
         )
-    if device == "cuda":
+    choice = device_from_text(device)
+    if choice.insists_on_gpu:
         return "onnxruntime"
-    if device == "auto" and _onnxruntime_has_cuda():
+    if choice.kind == "auto" and _onnxruntime_has_cuda():
         return "onnxruntime"
     if pictures is not None and pictures <= _FEW_PICTURES:
         return "onnxruntime"
@@ -74,6 +76,10 @@ def load(
     labels: str | None = None,
     pictures: int | None = None,
     quiet: bool = False,
+    cuda_graph: bool = True,
+    provider_options: Mapping[str, str] | None = None,
+    engine_cache: Path | None = None,
+    profile_batch: tuple[int, int, int] | None = None,
 ) -> Detector:
     """Open a model file as a `Detector`.
 
@@ -82,13 +88,15 @@ def load(
             description beside it; or a .pt or .safetensors checkpoint (PyTorch, as a reference).
         runtime: `auto` is explained at `choose_runtime`; what it chose is printed on stderr.
         threads: CPU threads of one inference; None leaves the runtime's default.
-        device: `auto`, `cpu` or `cuda`. A CUDA provider that fails to start is an error, never a
-            silent fall back to the CPU.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, or `tensorrt` (ONNX Runtime's TensorRT provider). A
+            provider that fails to start is an error, never a silent fall back to the CPU.
         score_threshold, iou_threshold: Operating settings; None takes the file's own.
         family: Family of a raw file that does not say (`yolox`).
         labels: Class names for a file that has none: a JSON or text file, or `coco`.
         pictures: How many are to come, if that is known; it sways `auto`.
         quiet: Do not print the choice.
+        cuda_graph, provider_options, engine_cache, profile_batch: Of GPUs; see
+            `boxwright.backends.BackendOptions`.
 
     Raises:
         RequestError: An option is wrong.
@@ -114,7 +122,23 @@ def load(
             f"it does not read {file.suffix or file.name}",
             f"it reads {', '.join(kind.suffixes)}",
         )
-    detector = _open(file, kind.name, BackendOptions(threads, device), family, labels)
+    if provider_options and chosen != "onnxruntime":
+        key = next(iter(provider_options))
+        raise RequestError(
+            f"--provider-option {key}=...", f"it is for ONNX Runtime, this is {chosen}", "drop it"
+        )
+    if (engine_cache or profile_batch) and device_from_text(device).kind != "tensorrt":
+        option = "--engine-cache" if engine_cache else "--profile-batch"
+        raise RequestError(option, "it is for --device tensorrt", "drop it, or add that")
+    options = BackendOptions(
+        threads,
+        device,
+        cuda_graph=cuda_graph,
+        provider_options=tuple((provider_options or {}).items()),
+        engine_cache=engine_cache,
+        profile_batch=profile_batch,
+    )
+    detector = _open(file, kind.name, options, family, labels)
     if runtime == "auto" and not quiet:
         print(f"boxwright: {file.name} runs on {detector.description}", file=sys.stderr)
     detector.nms = detector.settings(score_threshold, iou_threshold)

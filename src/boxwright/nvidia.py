@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from boxwright.errors import BackendError, MissingExtraError
+from boxwright.gpus import run_nvidia_smi
 
 __all__ = [
     "RUNTIMES",
@@ -26,6 +25,7 @@ __all__ = [
     "logger_class",
     "module_name",
     "refuse_broken",
+    "runs_rtx_plans",
     "version_numbers",
 ]
 
@@ -39,7 +39,6 @@ _MODULES = {
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _BROKEN = ((10, 2, 0),)  # builds wrong engines of quantised networks
 _UNKNOWN = "unknown"
-_NVIDIA_SMI_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,22 +186,18 @@ def find_gpu(*, with_driver: bool = False) -> Gpu | None:
 
 def _from_nvidia_smi() -> Gpu | None:
     """Return the first GPU that nvidia-smi lists, or None."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    fields = "name,compute_cap,driver_version"
-    try:
-        done = subprocess.run(
-            [program, f"--query-gpu={fields}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=_NVIDIA_SMI_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    words = [w.strip() for w in done.stdout.splitlines()[0].split(",")] if done.stdout else []
+    text = run_nvidia_smi("--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
+    words = [w.strip() for w in text.splitlines()[0].split(",")] if text else []
     return Gpu(*words) if len(words) == 3 else None
+
+
+def runs_rtx_plans(compute_capability: str) -> bool:
+    """Whether TensorRT-RTX runs plans on such a GPU (it builds them anywhere).
+
+    >>> [runs_rtx_plans(c) for c in ("8.0", "8.7", "9.0", "12.1")]
+    [True, False, False, True]
+    """
+    return compute_capability in ("8.0", "8.6", "8.9") or compute_capability.startswith("12.")
 
 
 def logger_class(trt: Any) -> Any:

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 from boxwright.errors import StoreError
 from boxwright.types import ModelSpec, Parity, Target
 
-__all__ = ["Entry", "Store", "sha256_of_bytes", "sha256_of_file", "write_atomic"]
+__all__ = ["Entry", "Store", "locked", "sha256_of_bytes", "sha256_of_file", "write_atomic"]
 
 MANIFEST = "manifest.json"
 REPORT_FILE = "report.json"
@@ -79,6 +79,77 @@ def _store_error(path: Path, error: OSError) -> StoreError:
         return StoreError(str(path), "the disk is full", "free some space; the run resumes")
     reason = error.strerror or type(error).__name__
     return StoreError(str(path), f"it cannot be written ({reason})", "choose another --out")
+
+
+class _HeldError(Exception):
+    """Another process has the lock."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder or "unknown"
+
+
+def _take_lock(path: Path) -> int:
+    """Return the open descriptor of a lock file that this process holds until it is closed.
+
+    Raises:
+        _HeldError: Another process holds it.
+        StoreError: The place is not writable.
+    """
+    lock = -1
+    try:
+        while True:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), path.stat()):
+                    break
+            os.close(lock)  # its last holder removed the file meanwhile
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+        os.close(lock)
+        raise _HeldError(holder) from None
+    except OSError as error:
+        if lock >= 0:
+            os.close(lock)
+        raise _store_error(path, error) from None
+    return lock
+
+
+@contextlib.contextmanager
+def locked(path: Path, do: str) -> Iterator[None]:
+    """Keep other processes from making a file; its folder is made, and goes if it stays empty.
+
+    Args:
+        path: The file; the lock is `.NAME.lock` beside it and ends with the process.
+        do: What to advise who finds it locked.
+
+    Raises:
+        StoreError: Another process is making it, or the place is not writable.
+    """
+    made = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _store_error(path.parent, error) from None
+    try:
+        held = _take_lock(lock)
+    except _HeldError as error:
+        raise StoreError(
+            str(path), f"another process ({error.holder}) is working on it", do
+        ) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        os.close(held)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 @dataclass(slots=True)
@@ -184,32 +255,15 @@ class Store:
 
     def _acquire(self) -> None:
         """Take the lock, which ends with the process, however that ends."""
-        path = self.folder / _LOCK
-        lock = -1
         try:
-            while True:
-                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(lock), path.stat()):
-                        break
-                os.close(lock)  # its last holder removed the file meanwhile
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
-        except BlockingIOError:
-            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            os.close(lock)
+            self._lock = _take_lock(self.folder / _LOCK)
+        except _HeldError as held:
             self._created = []  # not ours to remove
             raise StoreError(
                 str(self.folder),
-                f"another run (process {holder or 'unknown'}) is working in it",
+                f"another run (process {held.holder}) is working in it",
                 "wait for it, or choose another --out",
             ) from None
-        except OSError as error:
-            if lock >= 0:
-                os.close(lock)
-            raise _store_error(path, error) from None
-        self._lock = lock
 
     def _read_manifest(self) -> None:
         path = self.folder / MANIFEST

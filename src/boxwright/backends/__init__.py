@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
+from boxwright.devices import Device
 from boxwright.types import TensorInfo
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "BackendOptions",
     "Bounded",
     "Feed",
+    "Launching",
     "Queueing",
     "StepTimes",
     "Stepwise",
@@ -31,18 +33,26 @@ class BackendOptions:
 
     Attributes:
         threads: CPU threads of one inference; None leaves the runtime's default.
-        device: `auto` takes a GPU when the runtime has one; `cpu` and `cuda` insist.
+        device: `auto` takes a GPU when the runtime has one; `cpu`, `cuda`, `cuda:N` and `tensorrt`
+            (ONNX Runtime's TensorRT provider) insist.
         spin: Idle threads keep polling, which saves latency and burns a core; several models that
             run in turn slow each other down with it.
         streams: Inferences that a `Queueing` runtime keeps in flight at once; others ignore it.
-        cuda_graph: TensorRT captures the network as a CUDA graph and replays it; others ignore it.
+        cuda_graph: TensorRT, and ONNX Runtime on a GPU, capture the network as a CUDA graph and
+            replay it; others ignore it.
+        provider_options: Names and values that ONNX Runtime's GPU providers are told.
+        engine_cache: Folder in which ONNX Runtime's TensorRT provider keeps engines and timings.
+        profile_batch: Smallest, best and largest batch of that provider; None is 1.
     """
 
     threads: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     spin: bool = True
     streams: int = 1
     cuda_graph: bool = True
+    provider_options: tuple[tuple[str, str], ...] = ()
+    engine_cache: Path | None = None
+    profile_batch: tuple[int, int, int] | None = None
 
 
 class Backend(Protocol):
@@ -103,6 +113,24 @@ class Stepwise(Protocol):
 
         Raises:
             BackendError: The runtime refuses the feed or fails.
+        """
+        ...
+
+
+@runtime_checkable
+class Launching(Protocol):
+    """A backend that can run the network alone, on a feed that lies on the GPU already."""
+
+    @property
+    def launch_clock(self) -> str:
+        """What `launch_times` goes by, in words; "" where this session has nothing to tell."""
+        ...
+
+    def launch_times(self, feed: Feed, count: int) -> list[float]:
+        """Return the milliseconds of each of `count` runs.
+
+        Raises:
+            BackendError: The feed does not fit, or a run fails.
         """
         ...
 

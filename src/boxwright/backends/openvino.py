@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from boxwright.backends import BackendKind, BackendOptions, Feed
+from boxwright.devices import device_from_text
 from boxwright.errors import BackendError, MissingExtraError
 from boxwright.types import TensorInfo
 
@@ -49,7 +50,7 @@ class OpenVinoBackend:
         import openvino as ov
 
         what = "model" if isinstance(model, bytes) else str(model)
-        if options.device == "cuda":
+        if device_from_text(options.device).insists_on_gpu:
             raise BackendError(what, "OpenVINO has no CUDA device", "use --runtime onnxruntime")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY" if options.streams == 1 else "THROUGHPUT",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from boxwright.backends import BackendKind, BackendOptions, Feed, StepTimes
+from boxwright.devices import device_from_text
 from boxwright.errors import BackendError, RequestError
 from boxwright.types import TensorInfo
 
@@ -36,13 +37,19 @@ class PyTorchBackend:
     ) -> None:
         import torch
 
-        if options.device == "cuda" and not torch.cuda.is_available():
+        choice = device_from_text(options.device)
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if choice.kind == "tensorrt":
             raise BackendError(
-                "--device cuda", "this PyTorch sees no CUDA device", "use --device cpu"
+                f"--device {options.device}", "PyTorch has no TensorRT", "use --device cuda"
             )
-        use_cuda = options.device != "cpu" and torch.cuda.is_available()
+        if choice.kind == "cuda" and choice.index >= seen:
+            found = f"this PyTorch sees {seen or 'no'} CUDA device{'s' if seen > 1 else ''}"
+            raise BackendError(f"--device {options.device}", found, "use --device cpu")
         self._torch = torch
-        self._device = "cuda" if use_cuda else "cpu"
+        self._device = "cpu"
+        if choice.kind != "cpu" and seen:
+            self._device = f"cuda:{choice.index}" if choice.index else "cuda"
         self._module = module.to(self._device).eval()
         if options.threads is not None:
             torch.set_num_threads(options.threads)

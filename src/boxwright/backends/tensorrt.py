@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from boxwright.backends import BackendKind, BackendOptions, Feed, StepTimes
 from boxwright.cuda_memory import DeviceBuffers
+from boxwright.devices import device_from_text
 from boxwright.engine_record import EngineRecord, check_fits, read_plan, read_record
 from boxwright.errors import BackendError, MissingExtraError
 from boxwright.nvidia import (
@@ -61,7 +62,8 @@ class TensorRtBackend:
             BackendError: The plan is for another TensorRT or GPU, or there is none.
         """
         what = "plan" if isinstance(model, bytes) else str(model)
-        if options.device == "cpu":
+        choice = device_from_text(options.device)
+        if choice.kind == "cpu":
             raise BackendError(what, "a plan runs on a GPU only", "drop --device cpu")
         record = None if isinstance(model, bytes) else read_record(model)
         data = model if isinstance(model, bytes) else read_plan(model, record)
@@ -71,6 +73,8 @@ class TensorRtBackend:
         if cudart is None:
             raise MissingExtraError("cuda-bindings", "tensorrt")
         self._cuda: Any = cudart
+        self._device = choice.index
+        self._select_device()
         gpu = find_gpu()
         if gpu is None:
             raise BackendError(what, "there is no GPU here", "run it where it was built")
@@ -177,12 +181,18 @@ class TensorRtBackend:
 
     # -- one inference
 
+    def _select_device(self) -> None:
+        """Make the plan's GPU the current one of this thread, where it is not the first."""
+        if self._device:
+            self._check(self._cuda.cudaSetDevice(self._device), f"cudaSetDevice({self._device})")
+
     def _stage(self, feed: Feed) -> None:
         """Check the feed, bind every tensor, and copy the inputs into pinned memory.
 
         Raises:
             BackendError: A tensor is missing, or its type or shape is not the plan's.
         """
+        self._select_device()
         for info in self.inputs:
             if info.name not in feed:
                 raise BackendError("inference", f"the input {info.name} is missing", "feed it")
@@ -335,6 +345,11 @@ class TensorRtBackend:
         self._synchronize()
         times = StepTimes(staged_ms + self._between(0, 1), self._between(1, 2), self._between(2, 3))
         return self._outputs(), times
+
+    @property
+    def launch_clock(self) -> str:
+        """What `launch_times` goes by, in words."""
+        return "CUDA events around the network"
 
     def launch_times(self, feed: Feed, count: int) -> list[float]:
         """Run the network alone so often on a feed that lies on the GPU already.

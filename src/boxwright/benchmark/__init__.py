@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +19,7 @@ from boxwright.benchmark.memory import measure_peak_memory
 from boxwright.benchmark.settings import BenchmarkSettings, Entry, entries_named
 from boxwright.benchmark.subjects import chosen_batches, cost_of, pictures_for
 from boxwright.benchmark.throughput import Loaded, measure_throughput, open_loaded
-from boxwright.benchmark.timing import Timed, measure_latency
+from boxwright.benchmark.timing import Timed, measure_latency, time_network
 from boxwright.detector import Detector
 from boxwright.environment import describe_machine
 from boxwright.loading import load
@@ -37,6 +37,7 @@ def benchmark(
     *,
     settings: BenchmarkSettings | None = None,
     listener: Listener | None = None,
+    before_load: Callable[[], None] | None = None,
 ) -> BenchmarkResult:
     """Measure files in turns, in every setting that was asked for.
 
@@ -44,6 +45,8 @@ def benchmark(
         entries: Files with their runtimes; each is measured in every setting.
         settings: How; None takes the defaults.
         listener: Told what happens.
+        before_load: Called before each measurement of throughput, when all is open: waits for
+            processes that measure at the same time.
 
     Returns:
         One measurement for each file, number of threads and batch size, with raw samples.
@@ -58,18 +61,23 @@ def benchmark(
     settings.check()
     named = entries_named(list(entries), settings.device)
     baseline_name(settings.baseline, [e.name for e in named])
-    return _Benchmark(named, settings, listener).result()
+    return _Benchmark(named, settings, listener, before_load).result()
 
 
 class _Benchmark:
     """One benchmark: opens files, has them measured and collects what was found."""
 
     def __init__(
-        self, entries: list[Entry], settings: BenchmarkSettings, listener: Listener | None
+        self,
+        entries: list[Entry],
+        settings: BenchmarkSettings,
+        listener: Listener | None,
+        before_load: Callable[[], None] | None,
     ) -> None:
         self.entries = entries
         self.settings = settings
         self.listener = listener or Listener()
+        self.before_load = before_load or (lambda: None)
         self.started = perf_counter()
         self.pictures: list[Path] = []
         self.costs: dict[Path, ModelCost | None] = {}
@@ -113,7 +121,7 @@ class _Benchmark:
             entry.path,
             entry.runtime,  # type: ignore[arg-type]
             threads=threads,
-            device=self.settings.device,
+            **self.settings.gpu_arguments(),
             family=entry.family,
             labels=entry.labels,
             quiet=True,
@@ -154,6 +162,7 @@ class _Benchmark:
         usage = usage_between(before, read_cpu_counters())
         for entry, file in zip(entries, files, strict=True):
             latencies = file.latencies()
+            network, clock = time_network(file.detector, self.pictures, batch, self.settings)
             self._keep(
                 entry,
                 file.detector,
@@ -167,6 +176,8 @@ class _Benchmark:
                 sample_rounds=tuple(file.sample_rounds),
                 rounds=tuple(file.rounds),
                 images_per_s=round(1e3 * batch / latencies["total"].mean, 4),
+                network=network,
+                network_clock=clock,
             )
 
     def _measure_throughput(
@@ -184,6 +195,7 @@ class _Benchmark:
                 feed = detector.feed(tensor.copy(), detector.nms)
                 opened = open_loaded(entry, feed, batch, each, self.settings)
                 files.append(stack.enter_context(opened))
+            self.before_load()
             before = read_cpu_counters()
             measure_throughput(
                 files,
@@ -238,6 +250,7 @@ class _Benchmark:
                 threads=measured.threads,
                 batch=measured.batch,
                 device=self.settings.device,
+                gpu=self.settings.gpu_settings_as_dict(),
             )
             if peak is None:
                 self.listener.note(f"{measured.name}: its peak memory could not be measured")

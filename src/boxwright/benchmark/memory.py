@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import boxwright
 from boxwright.benchmark.settings import Entry
@@ -31,12 +32,19 @@ with load(**request, quiet=True) as detector:
 
 
 def measure_peak_memory(
-    entry: Entry, pictures: Sequence[Path], *, threads: int | None, batch: int, device: Device
+    entry: Entry,
+    pictures: Sequence[Path],
+    *,
+    threads: int | None,
+    batch: int,
+    device: Device,
+    gpu: Mapping[str, Any] | None = None,
 ) -> float | None:
     """Return the peak resident memory in MB (10^6 bytes) of a process that detects with a file.
 
     Counted is everything: the interpreter, libraries, the model, pictures and results. None where
-    the system does not tell, or the process fails.
+    the system does not tell, or the process fails. `gpu` is what `load` is told
+    of a GPU besides, in JSON types.
     """
     request = {
         "path": str(entry.path.absolute()),
@@ -44,6 +52,7 @@ def measure_peak_memory(
         "family": entry.family,
         "labels": entry.labels,
         "threads": threads,
+        **(gpu or {}),
         "device": device,
         "pictures": [str(pictures[i % len(pictures)].absolute()) for i in range(batch)],
     }

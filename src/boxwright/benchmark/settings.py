@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class BenchmarkSettings:
         batches: Pictures in one call; empty: what a file is fixed to, otherwise 1.
         threads: CPU threads of one inference; None is the runtime's default (in throughput mode
             the usable cores shared out).
-        device: `auto`, `cpu` or `cuda`.
+        device, cuda_graph, provider_options, engine_cache, profile_batch: As `load` takes them.
         iterations: Samples of each file in each setting; None: 50, unless `seconds` says.
         seconds: Measure each file at least so long instead.
         warmup: Calls before the first sample, at least 1.
@@ -63,6 +64,10 @@ class BenchmarkSettings:
     batches: tuple[int, ...] = ()
     threads: tuple[int | None, ...] = (None,)
     device: Device = "auto"
+    cuda_graph: bool = True
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    engine_cache: Path | None = None
+    profile_batch: tuple[int, int, int] | None = None
     iterations: int | None = None
     seconds: float | None = None
     warmup: int = 5
@@ -106,7 +111,19 @@ class BenchmarkSettings:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         values = dataclasses.asdict(self)
+        if self.engine_cache is not None:
+            values["engine_cache"] = str(self.engine_cache)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def gpu_settings_as_dict(self) -> dict[str, Any]:
+        """Return `gpu_arguments` in JSON types."""
+        cache = str(self.engine_cache) if self.engine_cache else None
+        return {**self.gpu_arguments(), "engine_cache": cache}
+
+    def gpu_arguments(self) -> dict[str, Any]:
+        """Return what `load` is told of the device."""
+        names = ("device", "cuda_graph", "provider_options", "engine_cache", "profile_batch")
+        return {name: getattr(self, name) for name in names}
 
 
 def entries_named(entries: list[Entry], device: Device) -> list[Entry]:

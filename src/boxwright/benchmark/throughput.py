@@ -137,6 +137,9 @@ def open_loaded(
         backend = catalog.backend(entry.runtime).open(entry.path, options)
         assert isinstance(backend, Queueing)
         return Loaded(_Queue(backend, feed, jobs), batch, jobs)
+    arguments = settings.gpu_arguments()
+    if jobs > 1 and entry.runtime == "onnxruntime":
+        arguments["cuda_graph"] = False  # one session's capture stops what the others run
     with ExitStack() as stack:
         detectors = [
             stack.enter_context(
@@ -144,7 +147,7 @@ def open_loaded(
                     entry.path,
                     entry.runtime,  # type: ignore[arg-type]
                     threads=threads,
-                    device=settings.device,
+                    **arguments,
                     family=entry.family,
                     labels=entry.labels,
                     quiet=True,

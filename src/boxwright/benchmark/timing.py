@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from boxwright.backends import StepTimes, Stepwise
+from boxwright.backends import Launching, StepTimes, Stepwise
 from boxwright.benchmark.settings import BenchmarkSettings
 from boxwright.benchmark.turns import block_sizes, turn_orders
 from boxwright.detector import Detector
 from boxwright.measurement.records import Round
 from boxwright.types import SPANS, FloatArray, Latency, Span
 
-__all__ = ["Timed", "measure_latency", "time_call"]
+__all__ = ["Timed", "measure_latency", "time_call", "time_network"]
 
 _SECONDS_ROUNDS = 20  # how many rounds share the seconds of a file
 _LEAST_ROUNDS = 5
@@ -88,6 +88,25 @@ def time_call(detector: Detector, pictures: Sequence[Path]) -> dict[Span, float]
         "postprocess": (end - copied) * 1e3,
         "total": (end - begin) * 1e3,
     }
+
+
+def time_network(
+    detector: Detector, pictures: Sequence[Path], batch: int, settings: BenchmarkSettings
+) -> tuple[Latency | None, str]:
+    """Time the network alone, its input on the GPU already, after everything else.
+
+    Returns:
+        As many samples as `settings` counts, and what timed them; None and "" on the CPU.
+    """
+    backend = detector.backend
+    if not isinstance(backend, Launching) or not backend.launch_clock:
+        return None, ""
+    images = [detector.read(pictures[i % len(pictures)]) for i in range(batch)]
+    tensor, _ = detector.preprocess(images)
+    feed = detector.feed(tensor, detector.nms)
+    backend.launch_times(feed, settings.warmup)
+    samples = backend.launch_times(feed, settings.call_count)
+    return Latency("infer", batch, tuple(round(s, _DIGITS) for s in samples)), backend.launch_clock
 
 
 def _infer(

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from boxwright.cli.devices import devices_option, words_again
+from boxwright.cli.options import device_arguments, device_options
 from boxwright.errors import CheckFailedError, RequestError
 
 if TYPE_CHECKING:
     from boxwright.benchmark import BenchmarkResult, BenchmarkSettings
+    from boxwright.outcome import Listener
 
 __all__ = ["command", "counts_from_text"]
 
 _RUNTIMES = ("auto", "onnxruntime", "openvino", "pytorch", "tensorrt")
 _QUICK = {"iterations": 10, "warmup": 2}
+# Options that are about the result of all processes.
+_OF_THE_WHOLE = ("style", "save", "force", "strict", "max_latency_ms", "baseline")
 
 
 @click.command("benchmark")
@@ -45,13 +50,9 @@ _QUICK = {"iterations": 10, "warmup": 2}
     metavar="LIST",
     help="auto, or a comma list of onnxruntime, openvino, pytorch, tensorrt.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="auto takes a GPU when the runtime has one; the others insist.",
-)
+@device_options
+@devices_option
+@click.option("--gate", type=click.Path(path_type=Path), hidden=True, help="Internal.")
 @click.option("--threads", metavar="LIST", help="CPU threads of one inference; a comma list.")
 @click.option("--batch", metavar="LIST", help="Pictures per call; a comma list. Default: 1.")
 @click.option("--iterations", type=int, help="Samples of each file and setting. Default: 50.")
@@ -91,22 +92,22 @@ _QUICK = {"iterations": 10, "warmup": 2}
     type=click.Path(path_type=Path),
     help="Keep what configurations are exported to. Default: a temporary folder.",
 )
-def command(artifacts: tuple[str, ...], **options: Any) -> int:
+@click.pass_context
+def command(context: click.Context, /, artifacts: tuple[str, ...], **options: Any) -> int:
     """Measure latency or throughput of files, in turns.
 
     ARTIFACT is a .onnx file, a .plan, a checkpoint (.pt, .safetensors; PyTorch, as a reference), or
     a configuration such as yolov8n.yaml, which is exported first with random weights. Braces in
     quotes are expanded. Latency is the whole path from picture file to detections, span by span.
-    Exit status 1 when a budget is exceeded; see docs/benchmark.md.
+    Exit status 1 when a budget is exceeded; see docs/benchmark.md. With --devices several
+    artefacts run on several GPUs at once; one artefact runs on all of them, for their throughput.
 
     \b
     boxwright benchmark runs/yolo11n/*.onnx --runtime onnxruntime,openvino --images pictures/
     boxwright benchmark "yolov8{n,s,m,l,x}.yaml" --runtime onnxruntime,openvino --format markdown
     """
-    from boxwright.benchmark import benchmark
     from boxwright.cli.console import ConsoleListener
     from boxwright.cli.options import words_from_text
-    from boxwright.contenders import entries_from_texts
     from boxwright.predict import Wishes
 
     runtimes = words_from_text("--runtime", options["runtimes"], _RUNTIMES)
@@ -116,8 +117,39 @@ def command(artifacts: tuple[str, ...], **options: Any) -> int:
     settings = _settings(options)
     settings.check()
     Wishes(json_file=options["save"], force=options["force"]).check()
+    worst = 0
+    with ConsoleListener() as listener:
+        if options["devices"] is None:
+            result = _measure(artifacts, runtimes, options, settings, listener)
+        else:
+            found, worst = _measure_on_devices(context, artifacts, options, listener)
+            if found is None:
+                return worst
+            result = found
+    if options["save"] is not None:
+        from boxwright.store import write_atomic
+
+        write_atomic(options["save"], (json.dumps(result.as_dict()) + "\n").encode())
+    _print(result, options["style"])
+    _check_budget(result, budget)
+    if options["strict"] and result.noisy:
+        raise CheckFailedError("--strict", *_noise(result))
+    return worst
+
+
+def _measure(
+    artifacts: tuple[str, ...],
+    runtimes: list[str],
+    options: dict[str, Any],
+    settings: BenchmarkSettings,
+    listener: Listener,
+) -> BenchmarkResult:
+    from boxwright.benchmark import benchmark
+    from boxwright.contenders import entries_from_texts
+    from boxwright.gpu_jobs import Gate
+
+    gate = Gate(options["gate"]) if options["gate"] is not None else None
     with ExitStack() as stack:
-        listener = stack.enter_context(ConsoleListener())
         folder = options["out"] or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="boxwright-"))
         )
@@ -130,16 +162,61 @@ def command(artifacts: tuple[str, ...], **options: Any) -> int:
             labels=options["labels"],
             listener=listener,
         )
-        result = benchmark(entries, settings=settings, listener=listener)
-    if options["save"] is not None:
-        from boxwright.store import write_atomic
+        return benchmark(
+            entries,
+            settings=settings,
+            listener=listener,
+            before_load=gate.wait if gate is not None else None,
+        )
 
-        write_atomic(options["save"], (json.dumps(result.as_dict()) + "\n").encode())
-    _print(result, options["style"])
-    _check_budget(result, budget)
-    if options["strict"] and result.noisy:
-        raise CheckFailedError("--strict", *_noise(result))
-    return 0
+
+def _measure_on_devices(
+    context: click.Context,
+    artifacts: tuple[str, ...],
+    options: dict[str, Any],
+    listener: Listener,
+) -> tuple[BenchmarkResult | None, int]:
+    """Measure in a process for each artefact, or of one artefact for each GPU.
+
+    Returns:
+        What was measured, or None where every process failed; and the worst exit status.
+    """
+    import os
+
+    from boxwright.contenders import expand_braces
+    from boxwright.gpu_jobs import Gate, Job, run_jobs
+    from boxwright.gpus import device_numbers
+    from boxwright.measurement.merging import merged
+    from boxwright.measurement.records import BenchmarkResult
+
+    devices = device_numbers(options["devices"], os.environ)
+    if options["baseline"] is not None:
+        raise RequestError(
+            "--baseline --devices", "files on different GPUs are not compared", "drop one of them"
+        )
+    files = [w for a in artifacts for w in ([a] if Path(a).exists() else expand_braces(a))]
+    together = len(files) == 1 and len(devices) > 1
+    # Several exports of one configuration would meet in one --out.
+    apart = ("devices", "gate", *(["out"] if together else []))
+    given = words_again(context, (*_OF_THE_WHOLE, *apart))
+    with tempfile.TemporaryDirectory(prefix="boxwright-gate-") as folder:
+        gate = None
+        words = ("benchmark", *given, "--format", "json")
+        if together:
+            gate = Gate(Path(folder))
+            if options["concurrency"] is None:
+                listener.note("one file on several GPUs: their throughput, --concurrency 1 on each")
+                words = (*words, "--concurrency", "1")
+            words = (*words, "--gate", folder)
+            jobs = [Job(files[0], (*words, files[0]), number) for number, _ in devices]
+        else:
+            jobs = [Job(file, (*words, file)) for file in files]
+        done = run_jobs(jobs, devices, listener=listener, gate=gate)
+    results = [
+        (one.device, BenchmarkResult.from_dict(json.loads(one.out))) for one in done if not one.code
+    ]
+    worst = max(one.code for one in done)
+    return (merged(results, together=together) if results else None), worst
 
 
 def _settings(options: dict[str, Any]) -> BenchmarkSettings:
@@ -156,7 +233,7 @@ def _settings(options: dict[str, Any]) -> BenchmarkSettings:
         max_images=options["max_images"],
         batches=counts_from_text("--batch", options["batch"]) if options["batch"] else (),
         threads=counts_from_text("--threads", threads) if threads else (None,),
-        device=options["device"],
+        **device_arguments(options),
         seconds=options["seconds"],
         concurrency=options["concurrency"],
         baseline=options["baseline"],

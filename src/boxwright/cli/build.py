@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from boxwright.errors import RequestError
+from boxwright.cli.devices import devices_option, words_again
+from boxwright.errors import BoxwrightError, RequestError
 
 if TYPE_CHECKING:
     from boxwright.build import Typing
     from boxwright.engines import BuildSettings
+    from boxwright.outcome import Listener
 
-__all__ = ["batch_from_text", "command"]
+__all__ = ["command"]
 
 _LEVELS = ["none", "ampere_plus", "same_compute_capability"]
 
 
 @click.command("build")
-@click.argument("onnx", type=click.Path(path_type=Path), metavar="ONNX")
+@click.argument("onnx", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ONNX...")
 @click.option(
     "--runtime",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
@@ -71,72 +72,145 @@ _LEVELS = ["none", "ampere_plus", "same_compute_capability"]
     "--out", type=click.Path(path_type=Path), help="Folder. Default: that of the ONNX file."
 )
 @click.option("--force", is_flag=True, help="Replace a plan that is there.")
+@devices_option
+@click.option("--timing-cache-part", type=click.Path(path_type=Path), hidden=True, help="Internal.")
 @click.option("--dry-run", is_flag=True, help="Check everything, build nothing.")
 @click.option("--verbose", is_flag=True, help="Show all that TensorRT says.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(onnx: Path, **options: Any) -> None:
-    """Build a plan (engine) from a typed ONNX file.
+@click.pass_context
+def command(context: click.Context, /, onnx: tuple[Path, ...], **options: Any) -> int:
+    """Build a plan (engine) from each typed ONNX file.
 
     Precision is what the graph carries: give NAME.fp16.onnx for FP16, NAME.int8.tensorrt.onnx for
     INT8. The plan lies beside the file, with a description of what it is in NAME.plan.json; see
-    docs/tensorrt.md.
+    docs/tensorrt.md. Of several files the others are built when one fails.
 
     \b
     boxwright build runs/yolo11n/yolo11n.fp16.onnx --batch 1,8,32 --timing-cache gpu.cache
+    boxwright build runs/*/*.fp16.onnx --devices 0,1
     """
-    from boxwright.build import build
-    from boxwright.cli.console import ConsoleListener, size_text
+    from boxwright.cli.console import ConsoleListener
 
-    settings, typing = _settings(options), _typing(options)
+    _settings(options), _typing(options)  # refuse before work
+    if len(set(onnx)) < len(onnx):
+        raise RequestError("build", "a file is named twice", "name each file once")
     with ConsoleListener() as listener:
-        built = build(
-            onnx,
-            settings,
-            options["runtime"],
-            typing=typing,
-            out=options["out"],
-            force=options["force"],
-            dry_run=options["dry_run"],
-            listener=listener,
-        )
+        if options["devices"] is not None:
+            built, code = _build_on_devices(context, onnx, options, listener)
+        elif len(onnx) == 1:
+            built, code = [_build(onnx[0], options, listener)], 0
+        else:
+            built, code = _build_in_turn(onnx, options, listener)
     if options["as_json"]:
-        click.echo(json.dumps(built.as_dict(), indent=2))
+        click.echo(json.dumps(built[0] if len(onnx) == 1 else built, indent=2))
+        return code
+    for one in built:
+        _print(one)
+    return code
+
+
+def _build(onnx: Path, options: dict[str, Any], listener: Listener) -> dict[str, Any]:
+    from boxwright.build import build
+
+    built = build(
+        onnx,
+        _settings(options),
+        options["runtime"],
+        typing=_typing(options),
+        out=options["out"],
+        force=options["force"],
+        dry_run=options["dry_run"],
+        cache_part=options["timing_cache_part"],
+        listener=listener,
+    )
+    return built.as_dict()
+
+
+def _build_in_turn(
+    files: tuple[Path, ...], options: dict[str, Any], listener: Listener
+) -> tuple[list[dict[str, Any]], int]:
+    """Build one file after the other; return what became of each, and the worst status."""
+    built: list[dict[str, Any]] = []
+    worst = 0
+    for onnx in files:
+        try:
+            built.append(_build(onnx, options, listener))
+        except BoxwrightError as error:
+            listener.note(f"{onnx} failed: {error}")
+            built.append({"onnx": str(onnx), "error": str(error)})
+            worst = max(worst, error.exit_code)
+    return built, worst
+
+
+def _build_on_devices(
+    context: click.Context, files: tuple[Path, ...], options: dict[str, Any], listener: Listener
+) -> tuple[list[dict[str, Any]], int]:
+    """Build files on several GPUs; each has a part of the timing cache, merged at the end."""
+    import os
+
+    from boxwright.gpu_jobs import Job, run_jobs
+    from boxwright.gpus import device_numbers
+
+    devices = device_numbers(options["devices"], os.environ)
+    cache: Path | None = options["timing_cache"]
+    words = words_again(context, ("devices", "as_json", "timing_cache_part"))
+    jobs: list[Job] = []
+    parts: list[Path] = []
+    for onnx in files:
+        more = []
+        if cache is not None and options["runtime"] == "tensorrt":
+            parts.append(cache.with_name(f"{cache.name}.part{len(parts)}"))
+            more = ["--timing-cache-part", str(parts[-1])]
+        jobs.append(Job(str(onnx), ("build", str(onnx), *words, *more, "--json")))
+    done = run_jobs(jobs, devices, listener=listener)
+    written = [part for part in parts if part.exists()]
+    if cache is not None and written:
+        _merge(cache, written, listener)
+    built = [
+        {**json.loads(one.out), "device": one.device}
+        if one.code == 0
+        else {"onnx": one.job.label, "error": one.error, "device": one.device}
+        for one in done
+    ]
+    return built, max(one.code for one in done)
+
+
+def _merge(cache: Path, parts: list[Path], listener: Listener) -> None:
+    """Merge the timings; parts that cannot be merged stay, and that is told."""
+    from boxwright.engines.timing_cache import merge_timing_caches
+    from boxwright.nvidia import load_tensorrt
+
+    try:
+        merge_timing_caches(load_tensorrt("tensorrt"), cache, parts)
+    except BoxwrightError as error:
+        names = ", ".join(p.name for p in parts)
+        listener.note(f"the timings stay in {names}: {error}")
+
+
+def _print(built: dict[str, Any]) -> None:
+    from boxwright.cli.console import size_text
+
+    if "error" in built:
         return
-    record = built.record
+    record = built["record"]
     if record is None:
-        click.echo(f"{built.action} {built.plan}")
+        click.echo(f"{built['action']} {built['plan']}")
     else:
-        took = f"built in {record.build_seconds:.1f} s"
-        done = took if built.action == "built" else f"{built.action}: unchanged, {took}"
-        click.echo(f"{built.plan}  {size_text(record.size_bytes)}  {done}")
-    if built.trtexec:
-        click.echo(built.trtexec)
-
-
-def batch_from_text(text: str) -> tuple[int, int, int]:
-    """Read `8` or `1,8,32`.
-
-    Raises:
-        RequestError: It is not one or three whole numbers.
-
-    >>> batch_from_text("8"), batch_from_text("1,8,32")
-    ((8, 8, 8), (1, 8, 32))
-    """
-    words = [w.strip() for w in text.split(",")]
-    if len(words) not in (1, 3) or not all(re.fullmatch("[0-9]{1,6}", w) for w in words):
-        raise RequestError(
-            f"--batch {text}", "it is not smallest, best, largest", "use e.g. 1,8,32, or 8"
-        )
-    low, best, high = (int(w) for w in (words * 3 if len(words) == 1 else words))
-    return low, best, high
+        took = f"built in {record['build_seconds']:.1f} s"
+        done = took if built["action"] == "built" else f"{built['action']}: unchanged, {took}"
+        where = f" on GPU {built['device']}" if "device" in built else ""
+        click.echo(f"{built['plan']}  {size_text(record['size_bytes'])}  {done}{where}")
+    if built["trtexec"]:
+        click.echo(built["trtexec"])
 
 
 def _settings(options: dict[str, Any]) -> BuildSettings:
+    from boxwright.cli.options import batch_from_text
     from boxwright.engines import BuildSettings
 
     batch, sources = options["batch"], options["tactic_sources"]
     return BuildSettings(
-        batch=batch_from_text(batch) if batch is not None else None,
+        batch=batch_from_text("--batch", batch) if batch is not None else None,
         workspace_gib=options["workspace_gib"],
         optimization_level=options["optimization_level"],
         timing_cache=options["timing_cache"],

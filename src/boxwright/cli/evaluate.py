@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from boxwright.cli.options import runtime_options
+from boxwright.cli.options import device_arguments, runtime_options
 
 if TYPE_CHECKING:
     from boxwright.datasets import Dataset
@@ -152,7 +152,7 @@ def _open(
                 path,
                 options["runtime"],
                 threads=options["threads"],
-                device=options["device"],
+                **device_arguments(options),
                 family=options["family"],
                 labels=options["labels"],
             )

@@ -12,7 +12,10 @@ import click
 from boxwright.errors import RequestError, nearest_name
 
 __all__ = [
+    "batch_from_text",
     "conversion_options",
+    "device_arguments",
+    "device_options",
     "image_size_from_text",
     "recipe_data_from_options",
     "runtime_options",
@@ -188,17 +191,97 @@ def runtime_options(function: F) -> F:
             help="What runs the file; what auto chose is printed.",
         ),
         click.option("--threads", type=int, help="CPU threads of one inference."),
+    ]
+    function = device_options(function)
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def device_options(function: F) -> F:
+    """Add the options that say on which device, and how a GPU is used."""
+    options = [
         click.option(
             "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
-            help="auto takes a GPU when the runtime has one; the others insist.",
+            metavar="WORD",
+            help="auto takes a GPU when the runtime has one; cpu, cuda, cuda:N and tensorrt (ONNX "
+            "Runtime's TensorRT provider) insist.",
+        ),
+        click.option(
+            "--cuda-graph/--no-cuda-graph",
+            default=True,
+            show_default=True,
+            help="Replay the network as a CUDA graph where it can be captured.",
+        ),
+        click.option(
+            "--provider-option",
+            "provider_options",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Tell ONNX Runtime's GPU provider, e.g. cudnn_conv_algo_search=HEURISTIC.",
+        ),
+        click.option(
+            "--engine-cache",
+            type=click.Path(path_type=Path, file_okay=False),
+            metavar="DIR",
+            help="Where --device tensorrt keeps engines and timings. Default: nowhere.",
+        ),
+        click.option(
+            "--profile-batch",
+            metavar="MIN,OPT,MAX",
+            help="Pictures that --device tensorrt takes of a free batch. Default: 1.",
         ),
     ]
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def device_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what `load` is told of the device, out of a verb's options.
+
+    Raises:
+        RequestError: The device, a provider's option or the profile cannot be read.
+    """
+    from boxwright.devices import device_from_text
+
+    device_from_text(options["device"])
+    told: dict[str, str] = {}
+    for text in options["provider_options"]:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise RequestError(
+                f"--provider-option {text}", "it is not KEY=VALUE", "use e.g. use_tf32=0"
+            )
+        told[key] = value
+    profile = options["profile_batch"]
+    return {
+        "device": options["device"],
+        "cuda_graph": options["cuda_graph"],
+        "provider_options": told,
+        "engine_cache": options["engine_cache"],
+        "profile_batch": batch_from_text("--profile-batch", profile) if profile else None,
+    }
+
+
+def batch_from_text(option: str, text: str) -> tuple[int, int, int]:
+    """Read `8` or `1,8,32` as smallest, best and largest batch.
+
+    Raises:
+        RequestError: It is not one or three whole numbers.
+
+    >>> batch_from_text("--batch", "8"), batch_from_text("--batch", "1,8,32")
+    ((8, 8, 8), (1, 8, 32))
+    """
+    words = [w.strip() for w in text.split(",")]
+    if len(words) not in (1, 3) or not all(re.fullmatch("[0-9]{1,6}", w) for w in words):
+        raise RequestError(
+            f"{option} {text}", "it is not smallest, best, largest", "use e.g. 1,8,32, or 8"
+        )
+    low, best, high = (int(w) for w in (words * 3 if len(words) == 1 else words))
+    return low, best, high
 
 
 def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, Any]:

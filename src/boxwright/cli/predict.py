@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from boxwright.cli.options import runtime_options
+from boxwright.cli.options import device_arguments, runtime_options
 
 __all__ = ["command"]
 
@@ -67,7 +67,7 @@ def command(artifact: Path, inputs: tuple[str, ...], **options: Any) -> int:
         artifact,
         options["runtime"],
         threads=options["threads"],
-        device=options["device"],
+        **device_arguments(options),
         score_threshold=options["score_threshold"],
         iou_threshold=options["iou_threshold"],
         family=options["family"],

@@ -71,6 +71,7 @@ class Request:
         profile: Shapes of the inputs whose batch is free.
         trt: TensorRT's module.
         gpu: The GPU; None where TensorRT-RTX builds without one.
+        cache_part: Where this process keeps its own timings; None: in the file of the settings.
     """
 
     facts: GraphFacts
@@ -79,6 +80,7 @@ class Request:
     profile: Mapping[str, tuple[Shape, Shape, Shape]]
     trt: Any
     gpu: Gpu | None
+    cache_part: Path | None = None
 
     @property
     def version(self) -> str:
@@ -227,9 +229,9 @@ def build_prepared(request: Request, watcher: Watcher) -> BuiltPlan:
         raise BackendError(
             facts.path.name, f"{request.title} cannot build it ({cause})", _build_advice(cause)
         )
-    if cache is not None and request.settings.timing_cache is not None:
-        kept = bytes(memoryview(config.get_timing_cache().serialize()))
-        save_timing_cache(request.settings.timing_cache, kept, cache)
+    place = request.cache_part or request.settings.timing_cache
+    if cache is not None and place is not None:
+        save_timing_cache(place, bytes(memoryview(config.get_timing_cache().serialize())), cache)
     data = bytes(memoryview(plan))
     return BuiltPlan(data, _record(request, data, seconds, notes))
 
@@ -322,7 +324,8 @@ def _set_timing_cache(request: Request, config: Any, notes: list[str]) -> CacheK
         notes.append("a timing cache has no effect on TensorRT-RTX, which measures nothing")
         return None
     key = CacheKey.of(request.version, request.gpu)
-    data = load_timing_cache(path, key)
+    part = request.cache_part
+    data = load_timing_cache(part if part is not None and part.exists() else path, key)
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
         raise refused_cache(path, f"{request.title} does not take it on {request.gpu.name}")

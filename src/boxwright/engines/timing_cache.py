@@ -7,14 +7,22 @@ in `FILE.json`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from boxwright.errors import RequestError, SourceError
-from boxwright.nvidia import Gpu
-from boxwright.store import sha256_of_bytes, write_atomic
+from boxwright.nvidia import Gpu, logger_class
+from boxwright.store import locked, sha256_of_bytes, write_atomic
 
-__all__ = ["CacheKey", "load_timing_cache", "save_timing_cache"]
+__all__ = [
+    "CacheKey",
+    "load_timing_cache",
+    "merge_timing_caches",
+    "refused_cache",
+    "save_timing_cache",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,48 @@ class CacheKey:
 
     def __str__(self) -> str:
         return f"TensorRT {self.version} on {self.gpu} ({self.compute_capability})"
+
+
+def merge_timing_caches(trt: Any, path: Path, parts: Sequence[Path]) -> None:
+    """Put the timings of several processes into one file, and remove the parts.
+
+    What is in the file already stays (`ITimingCache.combine`, TensorRT 8.6 and newer).
+
+    Args:
+        trt: TensorRT's module.
+        path: The cache that all of them began with.
+        parts: What each of them wrote; all of one TensorRT and GPU.
+
+    Raises:
+        RequestError: The parts are of different GPUs, or TensorRT does not take one.
+        SourceError: A part cannot be read.
+        StoreError: The file cannot be written, or another process writes it.
+    """
+    keys = [_owner(part) for part in parts]
+    if len(set(keys)) > 1:
+        raise refused_cache(path, f"its parts are of {' and of '.join(map(str, set(keys)))}")
+    with locked(path, "wait for it; the parts are kept"):
+        config = trt.Builder(logger_class(trt)()).create_builder_config()
+        whole = config.create_timing_cache(load_timing_cache(path, keys[0]))
+        for part, key in zip(parts, keys, strict=True):
+            found = config.create_timing_cache(load_timing_cache(part, key))
+            if whole is None or found is None or not whole.combine(found, False):
+                raise refused_cache(path, f"TensorRT does not take {part.name}")
+        save_timing_cache(path, bytes(memoryview(whole.serialize())), keys[0])
+    for part in parts:
+        part.unlink(missing_ok=True)
+        _key_file(part).unlink(missing_ok=True)
+
+
+def _owner(path: Path) -> CacheKey:
+    """Return whose timings a cache of ours holds."""
+    try:
+        found = json.loads(_key_file(path).read_text(encoding="utf-8"))
+        return CacheKey(found["version"], found["gpu"], found["compute_capability"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SourceError(
+            str(_key_file(path)), "it is not the description of a timing cache", "remove the part"
+        ) from None
 
 
 def _key_file(path: Path) -> Path:

@@ -129,6 +129,9 @@ class Measured:
         speed_up: Against the baseline in the same setting; None for the baseline itself.
         cost: Parameters and FLOPs; None where they were not counted.
         random_weights: The file was made of a configuration, so it has no accuracy.
+        network: The network alone, its input on the GPU already; None on the CPU, and in throughput
+            mode.
+        network_clock: What `network` was timed by, in words.
     """
 
     name: str
@@ -152,6 +155,8 @@ class Measured:
     speed_up: SpeedUp | None = None
     cost: ModelCost | None = None
     random_weights: bool = False
+    network: Latency | None = None
+    network_clock: str = ""
 
     @property
     def main_span(self) -> Span:
@@ -171,7 +176,8 @@ class Measured:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types; every latency with its raw samples."""
         return {
-            **dataclasses.asdict(dataclasses.replace(self, latencies={})),
+            **dataclasses.asdict(dataclasses.replace(self, latencies={}, network=None)),
+            "network": self.network.as_dict() if self.network else None,
             "latencies": {span: latency.as_dict() for span, latency in self.latencies.items()},
         }
 
@@ -183,6 +189,8 @@ class Measured:
         values["latencies"] = {
             span: Latency.from_dict(latency) for span, latency in values["latencies"].items()
         }
+        if values.get("network"):
+            values["network"] = Latency.from_dict(values["network"])
         values["sample_rounds"] = tuple(values["sample_rounds"])
         values["rounds"] = tuple(Round(**r) for r in values["rounds"])
         values["noise"] = Noise(**{**noise, "reasons": tuple(noise["reasons"])})

@@ -113,10 +113,21 @@ def latency_table(result: BenchmarkResult) -> Table:
 
 
 def span_table(result: BenchmarkResult) -> Table:
-    """Return the median of every span in ms, a row for each measurement."""
-    head = ("file", "runtime", "threads", "batch", *SPANS)
+    """Return the median of every span in ms, a row for each measurement.
+
+    On GPUs a last column has the network alone, its input on the device already.
+    """
+    alone = any(m.network for m in result.measured)
+    head = ("file", "runtime", "threads", "batch", *SPANS, *(["network alone"] if alone else []))
     rows = tuple(
-        (_file(m), m.runtime, _threads(m), str(m.batch), *(_span_cell(m, span) for span in SPANS))
+        (
+            _file(m),
+            m.runtime,
+            _threads(m),
+            str(m.batch),
+            *(_span_cell(m, span) for span in SPANS),
+            *([_number(m, m.network.p50, 3) if m.network else "-"] if alone else []),
+        )
         for m in result.measured
     )
     return Table("median ms of each span", head, rows)
