@@ -1,4 +1,4 @@
-"""The letterbox kernel as plain C: the same source, its threads a loop, compiled by the host's C++."""
+"""The letterbox kernel as plain C: the same source, its threads a loop, for the host's compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The letterbox kernel computes what `preprocess.prepare` computes; no GPU is needed to see that."""
+"""The letterbox kernel computes what `preprocess.prepare` does; no GPU is needed to see that."""
 
 from __future__ import annotations
 

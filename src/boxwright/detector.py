@@ -302,6 +302,11 @@ class Detector:
         return self._fixed_batch
 
     @property
+    def largest_batch(self) -> int | None:
+        """The most pictures of one inference, where the runtime knows."""
+        return self._largest_batch
+
+    @property
     def batch_is_free(self) -> bool:
         """Whether the file takes any batch size."""
         return self._fixed_batch is None
