@@ -23,8 +23,9 @@ GOOD = 7
 def folder(tmp_path_factory) -> Path:
     """Pages of several sizes and formats, two of them damaged, one missing."""
     place = tmp_path_factory.mktemp("pages")
+    pages = [generate_page(seed).image for seed in (42, 43)]
     for index in range(GOOD):
-        page = generate_page(index).image
+        page = pages[index % 2]
         scale = 1 - 0.04 * index
         size = (int(page.shape[1] * scale), int(page.shape[0] * scale))
         suffix = ".png" if index % 4 == 0 else ".jpg"
@@ -242,3 +243,36 @@ def test_options_that_do_not_go_together(detector, options, words):
     with pytest.raises(RequestError, match=words):
         Stream(detector, **options)
     assert no_threads()
+
+
+def test_predict_is_the_same_with_threads(tiny, folder, tmp_path, cli):
+    words = ["predict", tiny, folder, folder / "00.png", "--runtime", "onnxruntime", "--batch", 3]
+    results = []
+    for name, more in (("plain", []), ("threads", ["--decoders", 3])):
+        place = tmp_path / name
+        saved = ["--save-json", place / "a.json", "--save-coco", place / "c.json"]
+        saved += ["--save-txt", place / "text", "--out", place / "drawn"]
+        ran = cli(*words, *saved, *more)
+        assert ran.code == 1, "two files are damaged"
+        assert "7 pictures" in ran.err and "2 unreadable" in ran.err
+        results.append(
+            {str(p.relative_to(place)): p.read_bytes() for p in place.rglob("*") if p.is_file()}
+        )
+    assert len(results[0]) == 2 + 7 + 7
+    assert results[0] == results[1]
+    assert no_threads()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ["--preprocess", "gpu"],
+            "does not letterbox on the GPU; give a plan, or use --preprocess",
+        ),
+        (["--decode", "gpu"], "--decode gpu: its pictures lie on the GPU"),
+    ],
+)
+def test_predict_refuses_what_does_not_go_together(tiny, folder, cli, more, words):
+    ran = cli("predict", tiny, folder, "--runtime", "onnxruntime", *more)
+    assert ran.code == 2 and words in ran.error

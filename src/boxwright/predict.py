@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -20,7 +21,19 @@ from boxwright.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, expand_paths, read_
 from boxwright.store import write_atomic
 from boxwright.types import Detections, Image
 
-__all__ = ["Frame", "Inputs", "Summary", "Wishes", "class_ids_from_text", "open_inputs", "predict"]
+__all__ = [
+    "Frame",
+    "Inputs",
+    "Summary",
+    "Threads",
+    "Wishes",
+    "class_ids_from_text",
+    "open_inputs",
+    "predict",
+]
+
+
+Answers: TypeAlias = "Generator[tuple[Frame, Detections | None], None, None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +59,32 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What to look at: how many pictures, as far as that is known, and the pictures."""
+    """What to look at.
+
+    Attributes:
+        total: How many pictures, as far as that is known.
+        frames: The pictures, read one after the other.
+        files: (path, stem) of each where all are picture files, which threads may read; or None.
+    """
 
     total: int | None
     frames: Callable[[], Iterator[Frame]]
+    files: Sequence[tuple[Path, str]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How pictures are read while the network runs.
+
+    Attributes:
+        decoders: Threads that read and decode.
+        decode: `gpu` decodes JPEG files on the GPU.
+        preprocess: `gpu` letterboxes on the GPU.
+    """
+
+    decoders: int
+    decode: Literal["cpu", "gpu"] = "cpu"
+    preprocess: Literal["host", "gpu"] = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +210,9 @@ def open_inputs(texts: Sequence[str], max_frames: int | None = None) -> Inputs:
         for camera in cameras:
             yield from _video_frames(int(camera), f"camera{camera}", max_frames)
 
-    total = None if cameras or videos else len(paths)
-    return Inputs(total, frames)
+    if cameras or videos:
+        return Inputs(None, frames)
+    return Inputs(len(paths), frames, [(p, stems[p]) for p in paths])
 
 
 def _stems(paths: list[Path], roots: list[Path]) -> dict[Path, str]:
@@ -223,10 +259,13 @@ def predict(
     *,
     batch: int = 1,
     class_ids: Sequence[int] | None = None,
+    threads: Threads | None = None,
     advance: Callable[[], None] = lambda: None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """Detect in every picture and save what was wished for.
+
+    The detections are the same with threads and without, where nothing is done on the GPU.
 
     Args:
         detector: The model.
@@ -234,27 +273,31 @@ def predict(
         wishes: What to save.
         batch: Pictures per inference.
         class_ids: Keep only these classes.
+        threads: Read ahead in threads; None reads one picture after the other.
         advance: Called after each picture.
         report: Told of each picture that cannot be read.
 
     Raises:
         StoreError: A result cannot be written.
         BackendError: The runtime fails.
+        RequestError: Threads are asked for inputs that are not picture files.
     """
     summary = Summary()
     drawer = _Drawer(detector, wishes)
-    waiting: list[Frame] = []
+    if threads is None:
+        answers = _in_turn(detector, inputs, batch, class_ids)
+    else:
+        keep = wishes.drawings is not None
+        answers = _in_threads(detector, inputs, batch, class_ids, threads, keep, report)
     try:
-        for frame in inputs.frames():
-            if frame.image is None:
-                summary.failed += 1
-                report(frame.error)
+        with closing(answers):
+            for frame, found in answers:
+                if found is None:
+                    summary.failed += 1
+                    report(frame.error)
+                else:
+                    _keep(frame, found, wishes, drawer, summary)
                 advance()
-                continue
-            waiting.append(frame)
-            if len(waiting) == batch:
-                _flush(detector, waiting, wishes, drawer, summary, class_ids, advance)
-        _flush(detector, waiting, wishes, drawer, summary, class_ids, advance)
         drawer.finish()
     finally:
         drawer.close()
@@ -265,39 +308,85 @@ def predict(
     return summary
 
 
-def _flush(
+def _in_turn(
+    detector: Detector, inputs: Inputs, batch: int, class_ids: Sequence[int] | None
+) -> Answers:
+    """Yield every frame with what was found, or None when it could not be read."""
+    waiting: list[Frame] = []
+
+    def found() -> Iterator[tuple[Frame, Detections]]:
+        images = [f.image for f in waiting if f.image is not None]
+        if images:
+            yield from zip(waiting, detector(images, class_ids=class_ids), strict=True)
+        waiting.clear()
+
+    for frame in inputs.frames():
+        if frame.image is None:
+            yield frame, None
+            continue
+        waiting.append(frame)
+        if len(waiting) == batch:
+            yield from found()
+    yield from found()
+
+
+def _in_threads(
     detector: Detector,
-    waiting: list[Frame],
-    wishes: Wishes,
-    drawer: _Drawer,
-    summary: Summary,
+    inputs: Inputs,
+    batch: int,
     class_ids: Sequence[int] | None,
-    advance: Callable[[], None],
-) -> None:
-    images = [f.image for f in waiting if f.image is not None]
-    if not images:
-        return
-    for frame, found in zip(waiting, detector(images, class_ids=class_ids), strict=True):
-        height, width = found.image_size
-        summary.read += 1
-        summary.detections += len(found)
-        summary.records.append(
-            {
-                "image": frame.name,
-                "width": width,
-                "height": height,
-                "detections": found.as_dicts(),
-            }
+    threads: Threads,
+    keep_images: bool,
+    report: Callable[[str], None],
+) -> Answers:
+    """Do the same, while threads read ahead."""
+    from boxwright.stream import Stream
+
+    if inputs.files is None:
+        raise RequestError(
+            "--decoders, --decode, --preprocess",
+            "threads read picture files, not videos or cameras",
+            "drop these options",
         )
-        if wishes.coco_file is not None:
-            summary.coco += found.as_coco(_image_id(frame, summary.read))
-        if wishes.text_folder is not None:
-            lines = found.as_yolo_lines(wishes.text_scores)
-            text = "".join(line + "\n" for line in lines)
-            _write(wishes.text_folder / f"{frame.stem}.txt", text.encode())
-        drawer.draw(frame, found)
-        advance()
-    waiting.clear()
+    with Stream(
+        detector,
+        batch=batch,
+        decoders=threads.decoders,
+        decode=threads.decode,
+        preprocess=threads.preprocess,
+        class_ids=class_ids,
+        keep_images=keep_images,
+    ) as stream:
+        files = inputs.files
+        for seen in stream.detect(path for path, _ in files):
+            path, stem = files[seen.index]
+            yield Frame(str(path), stem, seen.image, seen.error), seen.detections
+    if stream.decoded_on_host:
+        report(f"{stream.decoded_on_host} JPEG files were decoded on the CPU: the GPU does not")
+
+
+def _keep(
+    frame: Frame, found: Detections, wishes: Wishes, drawer: _Drawer, summary: Summary
+) -> None:
+    """Write down and draw what was found in one picture."""
+    height, width = found.image_size
+    summary.read += 1
+    summary.detections += len(found)
+    summary.records.append(
+        {
+            "image": frame.name,
+            "width": width,
+            "height": height,
+            "detections": found.as_dicts(),
+        }
+    )
+    if wishes.coco_file is not None:
+        summary.coco += found.as_coco(_image_id(frame, summary.read))
+    if wishes.text_folder is not None:
+        lines = found.as_yolo_lines(wishes.text_scores)
+        text = "".join(line + "\n" for line in lines)
+        _write(wishes.text_folder / f"{frame.stem}.txt", text.encode())
+    drawer.draw(frame, found)
 
 
 def _image_id(frame: Frame, position: int) -> int:
