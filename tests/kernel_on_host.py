@@ -57,10 +57,44 @@ class HostKernel:
         """Args: records of `PICTURE` (B,), a tensor (B, 3, H, W) float32, the family's rules."""
         factors = np.array([rules.scale / s for s in rules.std], np.float32)
         shifts = np.array([-m / s for m, s in zip(rules.mean, rules.std, strict=True)], np.float32)
+        sizes = (*tensor.shape[:1], *tensor.shape[2:], rules.pad_value)
+        self.run_at(pictures.ctypes.data, tensor.ctypes.data, sizes, factors, shifts)
+
+    def run_at(self, pictures: int, tensor: int, sizes, factors, shifts) -> None:
+        """Args: addresses; count, height, width, grey of the padding; three and three numbers."""
         self._run(
-            ctypes.c_void_p(pictures.ctypes.data),
-            ctypes.c_void_p(tensor.ctypes.data),
-            *(ctypes.c_int(n) for n in (*tensor.shape[:1], *tensor.shape[2:], rules.pad_value)),
+            ctypes.c_void_p(pictures),
+            ctypes.c_void_p(tensor),
+            *(ctypes.c_int(n) for n in sizes),
             ctypes.c_void_p(factors.ctypes.data),
             ctypes.c_void_p(shifts.ctypes.data),
         )
+
+
+class FakeDriver:
+    """The part of `cuda.bindings.driver` that launches the kernel; it runs on the host."""
+
+    def __init__(self, kernel: HostKernel) -> None:
+        self._kernel = kernel
+        self.launches: list[int] = []
+
+    def cuModuleLoadData(self, code: bytes) -> tuple[int, int]:  # noqa: N802
+        return 0, 1
+
+    def cuModuleGetFunction(self, module: int, name: bytes) -> tuple[int, int]:  # noqa: N802
+        return 0, 2
+
+    def cuModuleUnload(self, module: int) -> tuple[int]:  # noqa: N802
+        return (0,)
+
+    def cuLaunchKernel(self, kernel: int, *words: int) -> tuple[int]:  # noqa: N802
+        """Read the kernel's arguments where they lie, as the driver does."""
+        (_, _, count), parameters = words[:3], words[8]
+        kinds = [ctypes.c_void_p] * 2 + [ctypes.c_int] * 3 + [ctypes.c_float] * 6
+        places = (ctypes.c_void_p * len(kinds)).from_address(parameters)
+        values = [k.from_address(p).value for k, p in zip(kinds, places, strict=True)]
+        numbers = np.array(values[5:], np.float32)
+        sizes = (count, *values[2:5])
+        self._kernel.run_at(values[0], values[1], sizes, numbers[:3], numbers[3:].copy())
+        self.launches.append(count)
+        return (0,)

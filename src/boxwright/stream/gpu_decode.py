@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from queue import Queue
+from queue import Empty, Queue
 from typing import Any
 
 import cv2
@@ -159,12 +159,13 @@ class GpuDecoder:
 
     def _memory(self, count: int) -> list[Any] | None:
         """Return pictures to decode into, or None for new ones."""
-        if not self._reuse or self._pictures.empty():
+        if not self._reuse:
             return None
-        images = self._pictures.get()
-        if len(images) < count:
+        try:
+            images = self._pictures.get_nowait()
+        except Empty:
             return None
-        return images[:count]
+        return images[:count] if len(images) >= count else None
 
     def _array(self, image: Any) -> DeviceArray:
         facts = image.__cuda_array_interface__
