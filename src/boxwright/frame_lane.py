@@ -135,6 +135,15 @@ class FrameLane:
         Raises:
             BackendError: A launch fails.
         """
+        self.upload()
+        self._context.start_bound()
+
+    def upload(self) -> None:
+        """Start copying and letterboxing alone.
+
+        Raises:
+            BackendError: A launch fails.
+        """
         context, shape = self._context, (len(self._records), *self._input_shape())
         self._buffers.copy_in(_STAGING, self._end)
         tensor = context.input_address(self._info.name, shape, self._info.dtype)
@@ -142,7 +151,19 @@ class FrameLane:
         self._letterbox.launch(
             self._buffers.address(_STAGING), tensor, len(self._records), context.stream
         )
-        context.start_bound()
+
+    def synchronize(self) -> None:
+        """Wait for its stream.
+
+        Raises:
+            BackendError: What ran there failed.
+        """
+        self._context.synchronize()
+
+    @property
+    def upload_bytes(self) -> int:
+        """What one batch copies to the GPU."""
+        return self._end
 
     def _input_shape(self) -> tuple[int, ...]:
         return tuple(int(d) for d in self._info.shape[1:])
@@ -180,11 +201,6 @@ class FrameLane:
         )
         self._context.synchronize()
         return np.array(view)
-
-    @property
-    def stream(self) -> int:
-        """The CUDA stream that it works on."""
-        return int(self._context.stream)
 
     def attach_thread(self) -> None:
         """Make the plan's GPU the one of the calling thread.

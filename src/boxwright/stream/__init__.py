@@ -48,6 +48,7 @@ class Stream:
         lanes: int | None = None,
         class_ids: Sequence[int] | None = None,
         keep_images: bool = False,
+        gpu_decoder: GpuDecoder | None = None,
     ) -> None:
         """Open lanes and decoders; threads start with `detect`.
 
@@ -60,6 +61,7 @@ class Stream:
             lanes: Batches in flight; None takes 2, or 3 with `preprocess="gpu"`.
             class_ids: Keep only these classes.
             keep_images: Hand the pictures back, too.
+            gpu_decoder: For `decode="gpu"` with settings of its own; it is closed with the stream.
 
         Raises:
             RequestError: A number is not positive, or the options do not go together.
@@ -86,7 +88,7 @@ class Stream:
         self._keep_images = keep_images
         self._driver: Driver | None = None
         self.decoded_on_host = 0
-        self._gpu: GpuDecoder | None = open_decoder() if decode == "gpu" else None
+        self._gpu = (gpu_decoder or open_decoder()) if decode == "gpu" else None
         self._runner = ThreadPoolExecutor(1, "boxwright-infer")  # its thread starts when asked
         self._lanes: list[Lane] = []
         try:
