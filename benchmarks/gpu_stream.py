@@ -64,6 +64,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hardware", default="1.0,0.7,0", help="shares of the JPEG engines to try")
     parser.add_argument("--codec-threads", type=int, default=4, help="of the GPU's decoder")
     parser.add_argument("--depth", type=int, default=2, help="batches that the GPU decodes at once")
+    parser.add_argument(
+        "--codec-options", default=":fancy_upsampling=1", help="of the GPU's decoder"
+    )
     parser.add_argument("--no-reuse", action="store_true", help="new memory for every picture")
     parser.add_argument("--iterations", type=int, default=2000, help="of the latency")
     parser.add_argument("--seconds", type=float, default=6.0, help="of every rate")
@@ -336,6 +339,7 @@ def decoder(bench: Bench, hardware: float) -> Any:
         threads=wishes.codec_threads,
         hardware=hardware,
         reuse=not wishes.no_reuse,
+        options=wishes.codec_options,
     )
 
 

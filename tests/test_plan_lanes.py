@@ -442,3 +442,12 @@ def test_four_colour_components_are_left_to_opencv(cuda):
     found, held = decoder.decode([Encoded("cmyk", data.tobytes())])
     assert found == [None] and held is None
     decoder.close()
+
+
+def test_a_detector_takes_a_batch_that_lies_on_the_gpu(plan, images, cuda):
+    pictures, expected = images
+    with load(plan, quiet=True) as detector:
+        batch, places = detector.preprocess(pictures[:2])
+        outputs = detector.infer(OnDevice(cuda, batch.copy()))
+        found = detector.postprocess(outputs, places)
+    assert all(near(f, e, 1e-3) for f, e in zip(found, expected, strict=False))

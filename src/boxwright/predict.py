@@ -14,12 +14,11 @@ from typing import Any, Literal, TypeAlias
 import cv2
 import numpy as np
 
-from boxwright import catalog
 from boxwright.detector import Detector
+from boxwright.drawings import Drawer, Frame, write_file
 from boxwright.errors import ImageError, RequestError, StoreError, nearest_name
 from boxwright.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, expand_paths, read_image
-from boxwright.store import write_atomic
-from boxwright.types import Detections, Image
+from boxwright.types import Detections
 
 __all__ = [
     "Frame",
@@ -34,27 +33,6 @@ __all__ = [
 
 
 Answers: TypeAlias = "Generator[tuple[Frame, Detections | None], None, None]"
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One picture to look at, or the reason why it cannot be.
-
-    Attributes:
-        name: As records name it: the path, with the frame number for videos.
-        stem: Relative path without suffix, for result files.
-        image: (H, W, 3) uint8 BGR, or None.
-        error: Why there is no image.
-        video: Key of the video that the frame belongs to, or "".
-        fps: Frames per second of that video.
-    """
-
-    name: str
-    stem: str
-    image: Image | None
-    error: str = ""
-    video: str = ""
-    fps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +261,7 @@ def predict(
         RequestError: Threads are asked for inputs that are not picture files.
     """
     summary = Summary()
-    drawer = _Drawer(detector, wishes)
+    drawer = Drawer(detector, wishes.drawings)
     if threads is None:
         answers = _in_turn(detector, inputs, batch, class_ids)
     else:
@@ -366,7 +344,7 @@ def _in_threads(
 
 
 def _keep(
-    frame: Frame, found: Detections, wishes: Wishes, drawer: _Drawer, summary: Summary
+    frame: Frame, found: Detections, wishes: Wishes, drawer: Drawer, summary: Summary
 ) -> None:
     """Write down and draw what was found in one picture."""
     height, width = found.image_size
@@ -385,7 +363,7 @@ def _keep(
     if wishes.text_folder is not None:
         lines = found.as_yolo_lines(wishes.text_scores)
         text = "".join(line + "\n" for line in lines)
-        _write(wishes.text_folder / f"{frame.stem}.txt", text.encode())
+        write_file(wishes.text_folder / f"{frame.stem}.txt", text.encode())
     drawer.draw(frame, found)
 
 
@@ -395,96 +373,5 @@ def _image_id(frame: Frame, position: int) -> int:
     return int(digits.group(1)) if digits and not frame.video else position
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            str(folder), f"it cannot be made ({error.strerror})", "choose another place"
-        ) from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    _make_folder(path.parent)
-    write_atomic(path, data)
-
-
 def _write_json(path: Path, value: Any) -> None:
-    _write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-class _Drawer:
-    """Writes drawings: a JPEG per picture, a video per video."""
-
-    def __init__(self, detector: Detector, wishes: Wishes) -> None:
-        self._folder = wishes.drawings
-        self._draw = catalog.task(detector.spec.task).draw
-        self._video = ""
-        self._writer: cv2.VideoWriter | None = None
-        self._part = self._final = Path()
-
-    def draw(self, frame: Frame, found: Detections) -> None:
-        if self._folder is None or frame.image is None:
-            return
-        canvas = self._draw(frame.image, found)
-        if frame.video:
-            self._add_to_video(frame, canvas)
-            return
-        ok, data = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 92])
-        if not ok:  # JPEG ends at 65,535 pixels a side
-            ok, data = cv2.imencode(".png", canvas)
-        suffix = ".jpg" if data[0] == 0xFF else ".png"
-        _write(self._folder / f"{frame.stem}{suffix}", data.tobytes())
-
-    def _add_to_video(self, frame: Frame, canvas: Image) -> None:
-        assert self._folder is not None
-        if frame.video != self._video:
-            self.finish()
-            self._final = self._folder / f"{frame.video}.mp4"
-            self._part = self._final.with_name(f".{self._final.stem}.part.mp4")
-            _make_folder(self._final.parent)
-            height, width = canvas.shape[:2]
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._part), codec, frame.fps, (width, height))
-            if not self._writer.isOpened():
-                raise _video_error(self._final)
-            self._video = frame.video
-        assert self._writer is not None
-        self._writer.write(canvas)
-
-    def finish(self) -> None:
-        """Give the last video its name.
-
-        Raises:
-            StoreError: It was not written whole; OpenCV says nothing of a full disk.
-        """
-        if self._writer is None:
-            return
-        self._writer.release()
-        self._writer = None
-        self._video = ""
-        if not _opens_as_video(self._part):
-            self._part.unlink(missing_ok=True)
-            raise _video_error(self._final)
-        self._part.replace(self._final)
-
-    def close(self) -> None:
-        """Drop a video that was not finished."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
-            self._part.unlink(missing_ok=True)
-
-
-def _opens_as_video(path: Path) -> bool:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        return bool(capture.isOpened() and capture.read()[0])
-    finally:
-        capture.release()
-
-
-def _video_error(path: Path) -> StoreError:
-    return StoreError(
-        str(path), "the video cannot be written", "free some space, or choose another place"
-    )
+    write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

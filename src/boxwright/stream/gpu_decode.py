@@ -31,13 +31,15 @@ _COLORS = (1, 3)
 class _One:
     """A decoder with its stream and the pictures that it fills over and over."""
 
-    def __init__(self, codec: Any, cuda: Any, device: int, threads: int, hardware: float) -> None:
+    def __init__(
+        self, codec: Any, cuda: Any, device: int, threads: int, hardware: float, options: str
+    ) -> None:
         kind = codec.BackendKind
         backends = [codec.Backend(kind.GPU_ONLY), codec.Backend(kind.HYBRID_CPU_GPU)]
         if hardware > 0:
             backends.insert(0, codec.Backend(kind.HW_GPU_ONLY, load_hint=hardware))
         self.decoder = codec.Decoder(
-            device_id=device, max_num_cpu_threads=threads, backends=backends, options=_OPTIONS
+            device_id=device, max_num_cpu_threads=threads, backends=backends, options=options
         )
         self.stream = cuda_result(
             cuda.cudaStreamCreateWithFlags(_NON_BLOCKING), "cudaStreamCreateWithFlags"
@@ -63,6 +65,7 @@ class GpuDecoder:
         threads: int = 4,
         hardware: float = 1.0,
         reuse: bool = True,
+        options: str = _OPTIONS,
     ) -> None:
         """Open decoders and try one.
 
@@ -73,6 +76,7 @@ class GpuDecoder:
             threads: Of the CPU, for each of them.
             hardware: Share of a batch for the JPEG engines; the rest is decoded by CUDA.
             reuse: Decode into the same memory again.
+            options: As nvImageCodec's decoders take them.
 
         Raises:
             BackendError: It cannot decode a JPEG file.
@@ -84,7 +88,9 @@ class GpuDecoder:
             apply_exif_orientation=True, color_spec=codec.ColorSpec.SRGB
         )
         try:
-            self._ones = [_One(codec, cuda, self._device, threads, hardware) for _ in range(depth)]
+            self._ones = [
+                _One(codec, cuda, self._device, threads, hardware, options) for _ in range(depth)
+            ]
         except RuntimeError as error:
             raise BackendError(
                 "--decode gpu", f"nvImageCodec does not start ({error})", "check nvidia-smi"
@@ -196,7 +202,12 @@ class GpuDecoder:
 
 
 def open_decoder(
-    *, depth: int = 2, threads: int = 4, hardware: float = 1.0, reuse: bool = True
+    *,
+    depth: int = 2,
+    threads: int = 4,
+    hardware: float = 1.0,
+    reuse: bool = True,
+    options: str = _OPTIONS,
 ) -> GpuDecoder:
     """Open nvImageCodec's decoder; the arguments are `GpuDecoder`'s.
 
@@ -212,5 +223,11 @@ def open_decoder(
     if cuda is None:
         raise MissingExtraError("cuda-bindings", "gpu-decode")
     return GpuDecoder(
-        nvimgcodec, cuda, depth=depth, threads=threads, hardware=hardware, reuse=reuse
+        nvimgcodec,
+        cuda,
+        depth=depth,
+        threads=threads,
+        hardware=hardware,
+        reuse=reuse,
+        options=options,
     )
