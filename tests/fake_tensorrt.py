@@ -192,6 +192,7 @@ class _Engine:
     ) -> None:
         self._cuda, self.network = cuda, network
         self.most, self._free, self.dependent = most, free, dependent
+        self.contexts, self.before_10 = 0, False
 
     def get_tensor_name(self, index: int) -> str:
         return (self.network.input_name, self.network.output_name)[index]
@@ -209,6 +210,9 @@ class _Engine:
         return (-1 if free else 2, *rest)
 
     def create_execution_context(self) -> _Context:
+        self.contexts += 1
+        if self._free and self.contexts > 1 and self.before_10:
+            raise AssertionError("profile 0 has been chosen for another IExecutionContext")
         return _Context(self._cuda, self)
 
 
@@ -234,6 +238,8 @@ def fake_tensorrt(
         network: By default it doubles a tensor (N, 3).
     """
 
+    engines: list[_Engine] = []
+
     class ILogger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
 
@@ -246,14 +252,18 @@ def fake_tensorrt(
 
         def deserialize_cuda_engine(self, _: bytes) -> _Engine | None:
             if loads:
-                return _Engine(
+                engine = _Engine(
                     cuda, network or Network(), most=most, free=free, dependent=dependent
                 )
+                engine.before_10 = int(version.split(".")[0]) < 10
+                engines.append(engine)
+                return engine
             self._log.log(ILogger.Severity.ERROR, "magic tag does not match")
             return None
 
     return SimpleNamespace(
         __version__=version,
+        engines=engines,
         ILogger=ILogger,
         IOutputAllocator=IOutputAllocator,
         Runtime=Runtime,

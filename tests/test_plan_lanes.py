@@ -233,6 +233,24 @@ def test_a_device_array_gives_back_once():
 # -- several contexts
 
 
+@pytest.mark.parametrize(("version", "engines"), [("8.6.0", 3), ("10.3.0", 1)])
+def test_contexts_share_an_engine_where_tensorrt_can(tmp_path, monkeypatch, cuda, version, engines):
+    """Before 10 a profile is one context's: the fake refuses a second one as TensorRT does."""
+    plan = tmp_path / "a.plan"
+    plan.write_bytes(PLAN)
+    sidecar_path(plan).write_bytes(record_bytes(record(version=version)))
+    module = fake_tensorrt(cuda, most=4, free=True, version=version)
+    monkeypatch.setattr(backend_module, "load_tensorrt", lambda runtime: module)
+    monkeypatch.setattr(backend_module, "cuda_runtime", lambda: cuda)
+    monkeypatch.setattr(backend_module, "find_gpu", lambda: H100)
+    backend = catalog.backend("tensorrt").open(plan, BackendOptions())
+    backend.reserve_contexts(3)
+    assert len(module.engines) == engines
+    tickets = [backend.submit(feed(n)) for n in (1, 2, 3)]
+    assert [backend.collect(t)["out"].shape[0] for t in tickets] == [1, 2, 3]
+    backend.close()
+
+
 def test_submitted_inferences_are_collected_in_any_order(backend):
     backend.reserve_contexts(3)
     tickets = [backend.submit(feed(2, first)) for first in (1.0, 5.0, 9.0)]

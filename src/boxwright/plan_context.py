@@ -45,7 +45,6 @@ class Plan:
     Attributes:
         trt, cuda: TensorRT's and the CUDA runtime's modules.
         log: TensorRT's logger.
-        engine: The deserialised plan.
         inputs, outputs: Its tensors.
         profile: Smallest, best and largest shape by input; empty when nobody says.
         device: Number of the GPU.
@@ -57,7 +56,6 @@ class Plan:
     trt: Any
     cuda: Any
     log: Any
-    engine: Any
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     profile: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -81,18 +79,19 @@ class Plan:
 class PlanContext:
     """A context with its own stream; for one thread at a time."""
 
-    def __init__(self, plan: Plan, what: str) -> None:
+    def __init__(self, plan: Plan, engine: Any, what: str) -> None:
         """Make a context.
 
         Args:
             plan: What it shares with others.
+            engine: The deserialised plan.
             what: The file, for errors.
 
         Raises:
             BackendError: There is not enough memory on the GPU.
         """
         self._plan, self._cuda = plan, plan.cuda
-        self._context = plan.engine.create_execution_context()
+        self._context = engine.create_execution_context()
         if self._context is None:
             raise BackendError(
                 what, "there is not enough GPU memory for it", "free some, or use a smaller --batch"

@@ -32,6 +32,7 @@ from boxwright.nvidia import (
     load_tensorrt,
     logger_class,
     module_name,
+    version_numbers,
 )
 from boxwright.plan_context import Plan, PlanContext
 from boxwright.types import Preprocess, TensorInfo
@@ -103,13 +104,18 @@ class TensorRtBackend:
         self._name = f"{runtime} {version} ({gpu.name}"
         self._compute_capability = gpu.compute_capability
         self._what = what
-        self._engine = self._deserialize(data, record, TITLES[runtime])
+        self._title, self._record = TITLES[runtime], record
+        self._log = logger_class(trt)()
+        self._runtime = self._open_runtime(record)
+        self._engines = [self._deserialize(data)]
         self.inputs, self.outputs, dependent = self._read_tensors(what)
+        # Before TensorRT 10 contexts of one engine cannot share a profile: each has its own engine.
+        shares = runtime == "tensorrt-rtx" or version_numbers(version) >= (10,)
+        self._data = b"" if shares or not self._is_free else data
         self._plan = Plan(
             trt=trt,
             cuda=cudart,
             log=self._log,
-            engine=self._engine,
             inputs=self.inputs,
             outputs=self.outputs,
             profile=self._profile,
@@ -125,14 +131,17 @@ class TensorRtBackend:
         self._count = 0
         self.reserve_contexts(contexts)
 
-    def _deserialize(self, data: bytes, record: EngineRecord | None, title: str) -> Any:
-        trt, what = self._trt, self._what
-        self._log = logger_class(trt)()
-        if hasattr(trt, "init_libnvinfer_plugins") and title == TITLES["tensorrt"]:
+    def _open_runtime(self, record: EngineRecord | None) -> Any:
+        trt = self._trt
+        if hasattr(trt, "init_libnvinfer_plugins") and self._title == TITLES["tensorrt"]:
             trt.init_libnvinfer_plugins(self._log, "")
-        self._runtime = trt.Runtime(self._log)
+        runtime = trt.Runtime(self._log)
         if record is not None and record.settings.get("version_compatible"):
-            self._runtime.engine_host_code_allowed = True  # it brings its own lean runtime
+            runtime.engine_host_code_allowed = True  # it brings its own lean runtime
+        return runtime
+
+    def _deserialize(self, data: bytes) -> Any:
+        trt, what, title, record = self._trt, self._what, self._title, self._record
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             cause = self._log.errors[-1][:200] if self._log.errors else "it gives no reason"
@@ -146,11 +155,15 @@ class TensorRtBackend:
     def reserve_contexts(self, count: int) -> None:
         """Make so many contexts in all; those that are there stay.
 
+        Contexts share the engine's weights, but for plans of a free batch before TensorRT 10.
+
         Raises:
             BackendError: There is not enough memory on the GPU.
         """
         while len(self._contexts) < count:
-            context = PlanContext(self._plan, self._what)
+            if self._contexts and self._data:
+                self._engines.append(self._deserialize(self._data))
+            context = PlanContext(self._plan, self._engines[-1], self._what)
             with self._lock:
                 self._free.append(len(self._contexts))
                 self._contexts.append(context)
@@ -163,7 +176,7 @@ class TensorRtBackend:
     def _read_tensors(
         self, what: str
     ) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...], set[str]]:
-        engine, trt = self._engine, self._trt
+        engine, trt = self._engines[0], self._trt
         inputs: list[TensorInfo] = []
         outputs: list[TensorInfo] = []
         free_input = False
@@ -187,6 +200,7 @@ class TensorRtBackend:
         dependent = {
             o.name for o in outputs if not free_input and any(isinstance(d, str) for d in o.shape)
         }
+        self._is_free = free_input
         return tuple(inputs), tuple(outputs), dependent
 
     def _only_shape(self, name: str, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -343,7 +357,8 @@ class TensorRtBackend:
         if self._letterbox is not None:
             self._letterbox.close()
             self._letterbox = None
-        self._plan.engine = self._engine = self._runtime = None
+        self._engines.clear()
+        self._runtime = None
 
 
 def _is_rtx(record: EngineRecord) -> bool:
