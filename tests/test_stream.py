@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 from boxwright.detector import Detector
-from boxwright.errors import BackendError, RequestError
+from boxwright.errors import BackendError, ImageError, RequestError
 from boxwright.loading import load
 from boxwright.sample import generate_page, onnx_file
 from boxwright.stream import Stream
@@ -221,10 +221,25 @@ def test_an_interrupted_consumer_leaves_no_thread(detector, items):
     assert no_threads()
 
 
+def test_what_lies_on_the_gpu_is_refused_by_host_lanes(detector, items):
+    class OnGpu:
+        __cuda_array_interface__ = {}  # noqa: RUF012
+
+    with Stream(detector) as stream:
+        found = list(stream.detect([items[0], OnGpu()]))
+        assert not found[0].error and "it lies on the GPU; use --preprocess gpu" in found[1].error
+        with pytest.raises(ImageError, match="neither a path nor an array"):
+            stream.detect_now([OnGpu()])
+
+
 def test_one_at_a_time(detector, items):
     with Stream(detector) as stream:
+        with pytest.raises(RequestError, match="2 pictures: the batch is 1; use detect"):
+            stream.detect_now(items[:2])
         first = stream.detect(items)
         next(first)
+        with pytest.raises(RequestError, match="a detect runs"):
+            stream.detect_now(items[:1])
         with pytest.raises(RequestError, match="another one of this stream runs"):
             next(stream.detect(items))
         first.close()

@@ -15,13 +15,14 @@ from typing import Any, Literal
 import numpy as np
 
 from boxwright.detector import Detector
+from boxwright.device_arrays import is_on_device
 from boxwright.errors import RequestError
 from boxwright.stream.crew import Crew
 from boxwright.stream.decoding import Seen
 from boxwright.stream.driver import Driver
 from boxwright.stream.gpu_decode import GpuDecoder, open_decoder
 from boxwright.stream.lanes import Lane, open_lanes
-from boxwright.types import Detections, Image
+from boxwright.types import Detections
 
 __all__ = ["Seen", "Stream"]
 
@@ -86,6 +87,7 @@ class Stream:
         self._detector, self._decoders = detector, decoders
         self._class_ids = None if class_ids is None else list(class_ids)
         self._keep_images = keep_images
+        self._takes_device = preprocess == "gpu"
         self._driver: Driver | None = None
         self.decoded_on_host = 0
         self._gpu = (gpu_decoder or open_decoder()) if decode == "gpu" else None
@@ -125,7 +127,13 @@ class Stream:
             )
         crew = Crew(self._decoders)
         driver = self._driver = Driver(
-            items, crew, self._lanes, self.batch, gpu=self._gpu, keep_images=self._keep_images
+            items,
+            crew,
+            self._lanes,
+            self.batch,
+            gpu=self._gpu,
+            takes_device=self._takes_device,
+            keep_images=self._keep_images,
         )
         try:
             for batch in driver.results():
@@ -143,15 +151,26 @@ class Stream:
         kept = seen.detections.select(np.isin(seen.detections.class_ids, self._class_ids))
         return Seen(seen.index, seen.item, kept, seen.error, seen.image)
 
-    def detect_now(self, images: Sequence[Image]) -> list[Detections]:
-        """Detect in one batch in this thread, for the least latency; no other thread is used.
+    def detect_now(self, images: Sequence[Any]) -> list[Detections]:
+        """Detect in one batch for the least latency: nothing is queued and nothing waits.
 
         Args:
-            images: (H, W, 3) uint8 BGR each, at most `batch`; on the GPU with `preprocess="gpu"`.
+            images: At most `batch` items, as `detect` takes them.
 
         Raises:
+            RequestError: There are more than `batch`, or a `detect` runs.
+            ImageError: A picture cannot be read.
             BackendError: The runtime fails.
         """
+        if len(images) > self.batch or self._driver is not None:
+            raise RequestError(
+                f"detect_now of {len(images)} pictures",
+                f"the batch is {self.batch}" if self._driver is None else "a detect runs",
+                "use detect for many",
+            )
+        on_gpu = self._takes_device
+        read = self._detector.read
+        images = [i if on_gpu and is_on_device(i) else read(i) for i in images]
         lane = self._lanes[0]
         lane.reserve(images)
         for index, image in enumerate(images):

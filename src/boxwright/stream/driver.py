@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +14,10 @@ from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
+
+from boxwright.device_arrays import is_on_device
+from boxwright.errors import ImageError
 from boxwright.stream.crew import Crew
 from boxwright.stream.decoding import Encoded, Entry, Seen, decode_entry, decode_on_host, read_entry
 from boxwright.stream.gpu_decode import GpuDecoder
@@ -69,8 +73,23 @@ class Driver:
         batch: int,
         *,
         gpu: GpuDecoder | None = None,
+        takes_device: bool = False,
         keep_images: bool = False,
     ) -> None:
+        """Prepare; `results` starts it.
+
+        Args:
+            items: Paths or arrays.
+            crew: Threads that read and fill.
+            lanes: Ways through the backend.
+            batch: Good pictures of a batch.
+            gpu: Decoder of JPEG files.
+            takes_device: The lanes take pictures that lie on the GPU.
+            keep_images: Hand the pictures back.
+        """
+        self._takes_device = takes_device
+        # Threads of its own: the crew's are needed to read, and to fill what the GPU leaves.
+        self._codec = ThreadPoolExecutor(gpu.depth, "boxwright-codec") if gpu else None
         self._items, self._crew, self._batch, self._gpu = iter(items), crew, batch, gpu
         self._keep_images = keep_images
         self._all_lanes = lanes
@@ -111,6 +130,8 @@ class Driver:
                 self._out.get(timeout=_POLL_S)
             except Empty:
                 continue
+        if self._codec is not None:
+            self._codec.shutdown(cancel_futures=True)
 
     # -- the thread
 
@@ -179,6 +200,11 @@ class Driver:
         for entry in chunk:
             if self._stop.is_set():
                 break
+            if is_on_device(entry.item) and not self._takes_device:
+                entry.error = str(
+                    ImageError(f"item {entry.index}", "it lies on the GPU", "use --preprocess gpu")
+                )
+                continue
             read(entry)
         return chunk
 
@@ -220,13 +246,13 @@ class Driver:
 
     def _decoded_batches(self) -> Iterator[_Batch]:
         """Yield batches whose pictures are decoded; the GPU works some batches ahead."""
-        gpu = self._gpu
-        if gpu is None:
+        gpu, codec = self._gpu, self._codec
+        if gpu is None or codec is None:
             yield from self._batches()
             return
         ahead: deque[Future[_Batch]] = deque()
         for batch in self._batches():
-            ahead.append(self._crew.ask(partial(self._decode_on_gpu, batch), urgent=True))
+            ahead.append(codec.submit(self._decode_on_gpu, batch))
             if len(ahead) > gpu.depth:
                 yield self._wait(ahead.popleft())
         while ahead:
@@ -272,16 +298,17 @@ class Driver:
                 entry.image = None
 
     def _fill(self, lane: Lane, entries: Chunk) -> None:
-        """Have the crew fill the lane, and wait for it."""
-        share = -(-len(entries) // self._crew.size)
+        """Have the crew fill the lane, and wait for it; what lies on the GPU is there already."""
+        here = [i for i, entry in enumerate(entries) if isinstance(entry.image, np.ndarray)]
+        share = -(-len(here) // self._crew.size)
 
-        def fill(first: int) -> None:
-            for index in range(first, min(first + share, len(entries))):
+        def fill(indexes: list[int]) -> None:
+            for index in indexes:
                 lane.fill(index, entries[index].image)
 
         jobs = [
-            self._crew.ask(partial(fill, first), urgent=True)
-            for first in range(0, len(entries), share)
+            self._crew.ask(partial(fill, here[first : first + share]), urgent=True)
+            for first in range(0, len(here), max(share, 1))
         ]
         for job in jobs:
             self._wait(job)
