@@ -27,7 +27,9 @@ class Status(int):
 class FakeCuda:
     """The part of `cuda.bindings.runtime` that the backend calls; `calls` says in which order."""
 
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
+    cudaMemcpyKind = SimpleNamespace(  # noqa: N815
+        cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+    )
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
 
     def __init__(self) -> None:
@@ -35,6 +37,7 @@ class FakeCuda:
         self.memory: dict[int, Any] = {}
         self.capturing: list[Callable[[], None]] | None = None
         self.graphs: list[list[Callable[[], None]]] = []
+        self.places: dict[int, int] = {}  # address -> GPU, where that is not 0
         self.full = False
         self.capture_fails = False
 
@@ -70,11 +73,17 @@ class FakeCuda:
     cudaFreeHost = cudaFree  # noqa: N815
 
     def cudaMemcpyAsync(self, to: int, of: int, size: int, kind: int, _: Any) -> tuple[Any, ...]:  # noqa: N802
-        self.calls.append("copy_in" if kind == 1 else "copy_out")
+        self.calls.append({1: "copy_in", 2: "copy_out", 3: "copy_across"}[kind])
         assert to in self.memory and of in self.memory, "memory that was freed or never taken"
         assert size <= min(len(self.memory[to]), len(self.memory[of]))
         ctypes.memmove(to, of, size)
         return (0,)
+
+    def cudaGetDevice(self) -> tuple[Any, ...]:  # noqa: N802
+        return (0, 0)
+
+    def cudaPointerGetAttributes(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+        return (0, SimpleNamespace(device=self.places.get(address, 0)))
 
     def cudaStreamBeginCapture(self, *_: Any) -> tuple[Any, ...]:  # noqa: N802
         self.calls.append("capture")
@@ -183,6 +192,7 @@ class _Engine:
     ) -> None:
         self._cuda, self.network = cuda, network
         self.most, self._free, self.dependent = most, free, dependent
+        self.contexts, self.before_10 = 0, False
 
     def get_tensor_name(self, index: int) -> str:
         return (self.network.input_name, self.network.output_name)[index]
@@ -200,6 +210,9 @@ class _Engine:
         return (-1 if free else 2, *rest)
 
     def create_execution_context(self) -> _Context:
+        self.contexts += 1
+        if self._free and self.contexts > 1 and self.before_10:
+            raise AssertionError("profile 0 has been chosen for another IExecutionContext")
         return _Context(self._cuda, self)
 
 
@@ -225,6 +238,8 @@ def fake_tensorrt(
         network: By default it doubles a tensor (N, 3).
     """
 
+    engines: list[_Engine] = []
+
     class ILogger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
 
@@ -237,14 +252,18 @@ def fake_tensorrt(
 
         def deserialize_cuda_engine(self, _: bytes) -> _Engine | None:
             if loads:
-                return _Engine(
+                engine = _Engine(
                     cuda, network or Network(), most=most, free=free, dependent=dependent
                 )
+                engine.before_10 = int(version.split(".")[0]) < 10
+                engines.append(engine)
+                return engine
             self._log.log(ILogger.Severity.ERROR, "magic tag does not match")
             return None
 
     return SimpleNamespace(
         __version__=version,
+        engines=engines,
         ILogger=ILogger,
         IOutputAllocator=IOutputAllocator,
         Runtime=Runtime,

@@ -21,6 +21,7 @@ OPTIONAL = (
     "tensorrt_rtx",
     "tensorrt_rtx_bindings",
     "cuda",
+    "nvidia",
     "safetensors",
     "supervision",
 )

@@ -541,7 +541,9 @@ def test_the_whole_sweep_on_the_sample(cli, labelled):
     folder = labelled / "o" / "text_block"
     data = tuned(folder)
     tried = [c for c in data["candidates"] if not c["baseline"]]
-    assert len({c["name"] for c in tried}) == len(tried) == 14, "INT8 for ONNX Runtime is tried in both, INT8 for OpenVINO there alone"
+    assert len({c["name"] for c in tried}) == len(tried) == 14, (
+        "INT8 for ONNX Runtime is tried in both, INT8 for OpenVINO there alone"
+    )
     assert {(c["precision"], c["outputs"], c["runtime"]) for c in tried} == {
         (p, o, r)
         for p in ("fp32", "fp16", "int8")

@@ -21,6 +21,7 @@ class Buffer:
     device: int = 0
     host: int = 0
     size_bytes: int = 0
+    host_bytes: int = 0
 
 
 class DeviceBuffers:
@@ -35,8 +36,13 @@ class DeviceBuffers:
         self._cuda, self._stream = cuda, stream
         self._buffers: dict[str, Buffer] = {}
 
-    def reserve(self, name: str, size_bytes: int) -> Buffer:
+    def reserve(self, name: str, size_bytes: int, *, pinned: bool = True) -> Buffer:
         """Return a tensor's buffer, with room for so many bytes.
+
+        Args:
+            name: Of the tensor.
+            size_bytes: On the device.
+            pinned: As many on the host, too.
 
         Raises:
             BackendError: There is no memory left.
@@ -46,21 +52,32 @@ class DeviceBuffers:
         if buffer.size_bytes < size_bytes:
             self._release(buffer)
             buffer.device = int(cuda_result(self._cuda.cudaMalloc(size_bytes), "cudaMalloc"))
-            buffer.host = int(cuda_result(self._cuda.cudaMallocHost(size_bytes), "cudaMallocHost"))
             buffer.size_bytes = size_bytes
+        if pinned and buffer.host_bytes < buffer.size_bytes:
+            size = buffer.size_bytes
+            buffer.host = int(cuda_result(self._cuda.cudaMallocHost(size), "cudaMallocHost"))
+            buffer.host_bytes = size
         return buffer
 
     def address(self, name: str) -> int:
         """Return where a tensor lies on the device."""
         return self._buffers[name].device
 
-    def view(self, name: str, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    def host_address(self, name: str) -> int:
+        """Return where a tensor's pinned memory lies."""
+        return self._buffers[name].host
+
+    def view(
+        self, name: str, shape: tuple[int, ...], dtype: str, offset_bytes: int = 0
+    ) -> npt.NDArray[Any]:
         """Return a tensor's pinned memory as an array; valid until its buffer grows."""
         kind = np.dtype(dtype)
         count = int(np.prod(shape, dtype=np.int64))
         if count == 0:
             return np.empty(shape, kind)
-        memory = (ctypes.c_byte * (count * kind.itemsize)).from_address(self._buffers[name].host)
+        memory = (ctypes.c_byte * (count * kind.itemsize)).from_address(
+            self._buffers[name].host + offset_bytes
+        )
         array: npt.NDArray[Any] = np.frombuffer(memoryview(memory), kind, count)
         return array.reshape(shape)
 
@@ -73,6 +90,11 @@ class DeviceBuffers:
         """Start copying a tensor to the host."""
         buffer, kind = self._buffers[name], self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(buffer.host, buffer.device, size_bytes, kind)
+
+    def copy_across(self, name: str, of: int, size_bytes: int) -> None:
+        """Start copying what lies elsewhere on the device into a tensor's buffer."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._copy(self._buffers[name].device, of, size_bytes, kind)
 
     def _copy(self, to: int, of: int, size_bytes: int, kind: Any) -> None:
         if size_bytes:
@@ -92,4 +114,4 @@ class DeviceBuffers:
             self._cuda.cudaFree(buffer.device)
         if buffer.host:
             self._cuda.cudaFreeHost(buffer.host)
-        buffer.device = buffer.host = buffer.size_bytes = 0
+        buffer.device = buffer.host = buffer.size_bytes = buffer.host_bytes = 0

@@ -199,10 +199,12 @@ class Detector:
     ) -> dict[str, npt.NDArray[Any]]:
         """Return what the runtime is fed: the batch in the graph's dtype, and its thresholds.
 
-        A batch that has the dtype already is passed on as it is, without a copy.
+        A batch that has the dtype already is passed on as it is, without a copy; so is one that
+        lies on the GPU, for backends that take such arrays.
         """
+        on_host = isinstance(batch, np.ndarray)
         feed: dict[str, npt.NDArray[Any]] = {
-            self._input_name: batch.astype(self._input_dtype, copy=False)
+            self._input_name: batch.astype(self._input_dtype, copy=False) if on_host else batch
         }
         if settings is not None:
             for name in ("score_threshold", "iou_threshold"):
@@ -304,6 +306,11 @@ class Detector:
     def fixed_batch(self) -> int | None:
         """The only batch size that the file takes, or None when any will do."""
         return self._fixed_batch
+
+    @property
+    def largest_batch(self) -> int | None:
+        """The most pictures of one inference, where the runtime knows."""
+        return self._largest_batch
 
     @property
     def batch_is_free(self) -> bool:

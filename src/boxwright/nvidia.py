@@ -18,6 +18,7 @@ __all__ = [
     "Gpu",
     "PlanRuntime",
     "allocator_class",
+    "cuda_driver",
     "cuda_result",
     "cuda_runtime",
     "find_gpu",
@@ -129,6 +130,16 @@ def refuse_broken(version: str) -> None:
 def cuda_runtime() -> Any | None:
     """Return the CUDA runtime's bindings (cuda-bindings, or an older cuda-python), or None."""
     for name in ("cuda.bindings.runtime", "cuda.cudart"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+def cuda_driver() -> Any | None:
+    """Return the CUDA driver's bindings (cuda-bindings, or an older cuda-python), or None."""
+    for name in ("cuda.bindings.driver", "cuda.cuda"):
         try:
             return importlib.import_module(name)
         except ImportError:

@@ -5,51 +5,64 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
 
-from boxwright import catalog
 from boxwright.detector import Detector
+from boxwright.drawings import Drawer, Frame, write_file
 from boxwright.errors import ImageError, RequestError, StoreError, nearest_name
 from boxwright.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, expand_paths, read_image
-from boxwright.store import write_atomic
-from boxwright.types import Detections, Image
+from boxwright.types import Detections
 
-__all__ = ["Frame", "Inputs", "Summary", "Wishes", "class_ids_from_text", "open_inputs", "predict"]
+__all__ = [
+    "Frame",
+    "Inputs",
+    "Summary",
+    "Threads",
+    "Wishes",
+    "class_ids_from_text",
+    "open_inputs",
+    "predict",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One picture to look at, or the reason why it cannot be.
-
-    Attributes:
-        name: As records name it: the path, with the frame number for videos.
-        stem: Relative path without suffix, for result files.
-        image: (H, W, 3) uint8 BGR, or None.
-        error: Why there is no image.
-        video: Key of the video that the frame belongs to, or "".
-        fps: Frames per second of that video.
-    """
-
-    name: str
-    stem: str
-    image: Image | None
-    error: str = ""
-    video: str = ""
-    fps: float = 0.0
+Answers: TypeAlias = "Generator[tuple[Frame, Detections | None], None, None]"
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What to look at: how many pictures, as far as that is known, and the pictures."""
+    """What to look at.
+
+    Attributes:
+        total: How many pictures, as far as that is known.
+        frames: The pictures, read one after the other.
+        files: (path, stem) of each where all are picture files, which threads may read; or None.
+    """
 
     total: int | None
     frames: Callable[[], Iterator[Frame]]
+    files: Sequence[tuple[Path, str]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How pictures are read while the network runs.
+
+    Attributes:
+        decoders: Threads that read and decode.
+        decode: `gpu` decodes JPEG files on the GPU.
+        preprocess: `gpu` letterboxes on the GPU.
+    """
+
+    decoders: int
+    decode: Literal["cpu", "gpu"] = "cpu"
+    preprocess: Literal["host", "gpu"] = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +188,9 @@ def open_inputs(texts: Sequence[str], max_frames: int | None = None) -> Inputs:
         for camera in cameras:
             yield from _video_frames(int(camera), f"camera{camera}", max_frames)
 
-    total = None if cameras or videos else len(paths)
-    return Inputs(total, frames)
+    if cameras or videos:
+        return Inputs(None, frames)
+    return Inputs(len(paths), frames, [(p, stems[p]) for p in paths])
 
 
 def _stems(paths: list[Path], roots: list[Path]) -> dict[Path, str]:
@@ -223,10 +237,13 @@ def predict(
     *,
     batch: int = 1,
     class_ids: Sequence[int] | None = None,
+    threads: Threads | None = None,
     advance: Callable[[], None] = lambda: None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """Detect in every picture and save what was wished for.
+
+    The detections are the same with threads and without, where nothing is done on the GPU.
 
     Args:
         detector: The model.
@@ -234,27 +251,31 @@ def predict(
         wishes: What to save.
         batch: Pictures per inference.
         class_ids: Keep only these classes.
+        threads: Read ahead in threads; None reads one picture after the other.
         advance: Called after each picture.
         report: Told of each picture that cannot be read.
 
     Raises:
         StoreError: A result cannot be written.
         BackendError: The runtime fails.
+        RequestError: Threads are asked for inputs that are not picture files.
     """
     summary = Summary()
-    drawer = _Drawer(detector, wishes)
-    waiting: list[Frame] = []
+    drawer = Drawer(detector, wishes.drawings)
+    if threads is None:
+        answers = _in_turn(detector, inputs, batch, class_ids)
+    else:
+        keep = wishes.drawings is not None
+        answers = _in_threads(detector, inputs, batch, class_ids, threads, keep, report)
     try:
-        for frame in inputs.frames():
-            if frame.image is None:
-                summary.failed += 1
-                report(frame.error)
+        with closing(answers):
+            for frame, found in answers:
+                if found is None:
+                    summary.failed += 1
+                    report(frame.error)
+                else:
+                    _keep(frame, found, wishes, drawer, summary)
                 advance()
-                continue
-            waiting.append(frame)
-            if len(waiting) == batch:
-                _flush(detector, waiting, wishes, drawer, summary, class_ids, advance)
-        _flush(detector, waiting, wishes, drawer, summary, class_ids, advance)
         drawer.finish()
     finally:
         drawer.close()
@@ -265,39 +286,85 @@ def predict(
     return summary
 
 
-def _flush(
+def _in_turn(
+    detector: Detector, inputs: Inputs, batch: int, class_ids: Sequence[int] | None
+) -> Answers:
+    """Yield every frame with what was found, or None when it could not be read."""
+    waiting: list[Frame] = []
+
+    def found() -> Iterator[tuple[Frame, Detections]]:
+        images = [f.image for f in waiting if f.image is not None]
+        if images:
+            yield from zip(waiting, detector(images, class_ids=class_ids), strict=True)
+        waiting.clear()
+
+    for frame in inputs.frames():
+        if frame.image is None:
+            yield frame, None
+            continue
+        waiting.append(frame)
+        if len(waiting) == batch:
+            yield from found()
+    yield from found()
+
+
+def _in_threads(
     detector: Detector,
-    waiting: list[Frame],
-    wishes: Wishes,
-    drawer: _Drawer,
-    summary: Summary,
+    inputs: Inputs,
+    batch: int,
     class_ids: Sequence[int] | None,
-    advance: Callable[[], None],
-) -> None:
-    images = [f.image for f in waiting if f.image is not None]
-    if not images:
-        return
-    for frame, found in zip(waiting, detector(images, class_ids=class_ids), strict=True):
-        height, width = found.image_size
-        summary.read += 1
-        summary.detections += len(found)
-        summary.records.append(
-            {
-                "image": frame.name,
-                "width": width,
-                "height": height,
-                "detections": found.as_dicts(),
-            }
+    threads: Threads,
+    keep_images: bool,
+    report: Callable[[str], None],
+) -> Answers:
+    """Do the same, while threads read ahead."""
+    from boxwright.stream import Stream
+
+    if inputs.files is None:
+        raise RequestError(
+            "--decoders, --decode, --preprocess",
+            "threads read picture files, not videos or cameras",
+            "drop these options",
         )
-        if wishes.coco_file is not None:
-            summary.coco += found.as_coco(_image_id(frame, summary.read))
-        if wishes.text_folder is not None:
-            lines = found.as_yolo_lines(wishes.text_scores)
-            text = "".join(line + "\n" for line in lines)
-            _write(wishes.text_folder / f"{frame.stem}.txt", text.encode())
-        drawer.draw(frame, found)
-        advance()
-    waiting.clear()
+    with Stream(
+        detector,
+        batch=batch,
+        decoders=threads.decoders,
+        decode=threads.decode,
+        preprocess=threads.preprocess,
+        class_ids=class_ids,
+        keep_images=keep_images,
+    ) as stream:
+        files = inputs.files
+        for seen in stream.detect(path for path, _ in files):
+            path, stem = files[seen.index]
+            yield Frame(str(path), stem, seen.image, seen.error), seen.detections
+    if stream.decoded_on_host:
+        report(f"{stream.decoded_on_host} JPEG files were decoded on the CPU: the GPU does not")
+
+
+def _keep(
+    frame: Frame, found: Detections, wishes: Wishes, drawer: Drawer, summary: Summary
+) -> None:
+    """Write down and draw what was found in one picture."""
+    height, width = found.image_size
+    summary.read += 1
+    summary.detections += len(found)
+    summary.records.append(
+        {
+            "image": frame.name,
+            "width": width,
+            "height": height,
+            "detections": found.as_dicts(),
+        }
+    )
+    if wishes.coco_file is not None:
+        summary.coco += found.as_coco(_image_id(frame, summary.read))
+    if wishes.text_folder is not None:
+        lines = found.as_yolo_lines(wishes.text_scores)
+        text = "".join(line + "\n" for line in lines)
+        write_file(wishes.text_folder / f"{frame.stem}.txt", text.encode())
+    drawer.draw(frame, found)
 
 
 def _image_id(frame: Frame, position: int) -> int:
@@ -306,96 +373,5 @@ def _image_id(frame: Frame, position: int) -> int:
     return int(digits.group(1)) if digits and not frame.video else position
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            str(folder), f"it cannot be made ({error.strerror})", "choose another place"
-        ) from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    _make_folder(path.parent)
-    write_atomic(path, data)
-
-
 def _write_json(path: Path, value: Any) -> None:
-    _write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-class _Drawer:
-    """Writes drawings: a JPEG per picture, a video per video."""
-
-    def __init__(self, detector: Detector, wishes: Wishes) -> None:
-        self._folder = wishes.drawings
-        self._draw = catalog.task(detector.spec.task).draw
-        self._video = ""
-        self._writer: cv2.VideoWriter | None = None
-        self._part = self._final = Path()
-
-    def draw(self, frame: Frame, found: Detections) -> None:
-        if self._folder is None or frame.image is None:
-            return
-        canvas = self._draw(frame.image, found)
-        if frame.video:
-            self._add_to_video(frame, canvas)
-            return
-        ok, data = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 92])
-        if not ok:  # JPEG ends at 65,535 pixels a side
-            ok, data = cv2.imencode(".png", canvas)
-        suffix = ".jpg" if data[0] == 0xFF else ".png"
-        _write(self._folder / f"{frame.stem}{suffix}", data.tobytes())
-
-    def _add_to_video(self, frame: Frame, canvas: Image) -> None:
-        assert self._folder is not None
-        if frame.video != self._video:
-            self.finish()
-            self._final = self._folder / f"{frame.video}.mp4"
-            self._part = self._final.with_name(f".{self._final.stem}.part.mp4")
-            _make_folder(self._final.parent)
-            height, width = canvas.shape[:2]
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._part), codec, frame.fps, (width, height))
-            if not self._writer.isOpened():
-                raise _video_error(self._final)
-            self._video = frame.video
-        assert self._writer is not None
-        self._writer.write(canvas)
-
-    def finish(self) -> None:
-        """Give the last video its name.
-
-        Raises:
-            StoreError: It was not written whole; OpenCV says nothing of a full disk.
-        """
-        if self._writer is None:
-            return
-        self._writer.release()
-        self._writer = None
-        self._video = ""
-        if not _opens_as_video(self._part):
-            self._part.unlink(missing_ok=True)
-            raise _video_error(self._final)
-        self._part.replace(self._final)
-
-    def close(self) -> None:
-        """Drop a video that was not finished."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
-            self._part.unlink(missing_ok=True)
-
-
-def _opens_as_video(path: Path) -> bool:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        return bool(capture.isOpened() and capture.read()[0])
-    finally:
-        capture.release()
-
-
-def _video_error(path: Path) -> StoreError:
-    return StoreError(
-        str(path), "the video cannot be written", "free some space, or choose another place"
-    )
+    write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

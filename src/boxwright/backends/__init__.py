@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy.typing as npt
 
 from boxwright.devices import Device
-from boxwright.types import TensorInfo
+from boxwright.types import Preprocess, TensorInfo
 
 __all__ = [
     "Backend",
@@ -22,6 +22,8 @@ __all__ = [
     "Queueing",
     "StepTimes",
     "Stepwise",
+    "TakesFrames",
+    "TakesTensors",
 ]
 
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -163,6 +165,33 @@ class Bounded(Protocol):
     @property
     def largest_batch(self) -> int | None:
         """The most pictures of one call; None when that is not known."""
+        ...
+
+
+@runtime_checkable
+class TakesTensors(Protocol):
+    """A backend with several contexts whose input memory may be filled in place."""
+
+    def tensor_lanes(self, count: int) -> list[Any]:
+        """Return so many contexts: `input_view`, `start`, `finish`, `attach_thread`.
+
+        Raises:
+            BackendError: There is not enough memory.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesFrames(Protocol):
+    """A backend that takes uint8 pictures and letterboxes them on its device."""
+
+    def frame_lanes(self, rules: Preprocess, size: tuple[int, int], count: int) -> list[Any]:
+        """Return so many lanes: `reserve`, `fill`, `start`, `finish`, `attach_thread`, `close`.
+
+        Raises:
+            RequestError: The device does not do what the rules say.
+            BackendError: There is not enough memory, or no compiler.
+        """
         ...
 
 

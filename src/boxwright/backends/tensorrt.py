@@ -1,42 +1,44 @@
 """TensorRT and TensorRT-RTX: runs plans, without torch.
 
-Memory, stream, events and graphs are the CUDA runtime's own, through cuda-bindings. Inputs go
-through pinned memory; the network is captured as a CUDA graph for each new shape and replayed,
-which saves the launches of its kernels. A plan whose outputs depend on the data (ONNX
-NonMaxSuppression) cannot be captured and runs launch by launch.
-
-Feeds are NumPy arrays; arrays that lie on the GPU already are copied like others.
+Memory, streams, events and graphs are the CUDA runtime's own, through cuda-bindings. Inputs on the
+host go through pinned memory; inputs that lie on the GPU already are read where they are. The
+network is captured as a CUDA graph for each new shape and replayed, which saves the launches of its
+kernels. A plan whose outputs depend on the data (ONNX NonMaxSuppression) cannot be captured and
+runs launch by launch. Several contexts of one plan keep several batches in flight.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from threading import Lock
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from boxwright.backends import BackendKind, BackendOptions, Feed, StepTimes
-from boxwright.cuda_memory import DeviceBuffers
 from boxwright.devices import device_from_text
 from boxwright.engine_record import EngineRecord, check_fits, read_plan, read_record
 from boxwright.errors import BackendError, MissingExtraError
+from boxwright.frame_lane import FrameLane
+from boxwright.gpu_preprocess import Letterbox
 from boxwright.nvidia import (
     TITLES,
     PlanRuntime,
-    allocator_class,
     cuda_result,
     cuda_runtime,
     find_gpu,
     load_tensorrt,
     logger_class,
     module_name,
+    version_numbers,
 )
-from boxwright.types import TensorInfo
+from boxwright.plan_context import Plan, PlanContext
+from boxwright.types import Preprocess, TensorInfo
 
-__all__ = ["BACKEND", "TensorRtBackend"]
+__all__ = ["BACKEND", "TensorRtBackend", "Ticket"]
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -47,14 +49,34 @@ _DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
-_NON_BLOCKING = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """An inference that was submitted.
+
+    Attributes:
+        number: Counts from 0.
+        context: Which context it runs in.
+    """
+
+    number: int
+    context: int
 
 
 class TensorRtBackend:
-    """An execution context with its buffers; for one thread at a time."""
+    """A plan with one or more execution contexts.
 
-    def __init__(self, model: Path | bytes, options: BackendOptions) -> None:
+    `infer` is for one thread at a time; `submit` and `collect` may be called by several.
+    """
+
+    def __init__(self, model: Path | bytes, options: BackendOptions, contexts: int = 1) -> None:
         """Load a plan.
+
+        Args:
+            model: The plan, or its path.
+            options: As for every runtime.
+            contexts: Inferences that `submit` keeps in flight; `infer` uses the first.
 
         Raises:
             MissingExtraError: cuda-bindings or TensorRT-RTX is not installed.
@@ -84,47 +106,82 @@ class TensorRtBackend:
         self.metadata: Mapping[str, str] = record.metadata if record else {}
         self._profile = record.profile if record else {}
         self._name = f"{runtime} {version} ({gpu.name}"
-        self._wants_graph = options.cuda_graph
-        self._graph: Any = None
-        self._graph_key: tuple[Any, ...] = ()
-        self._obstacle = ""
-        self._stream: Any = None
-        self._events: list[Any] = []
-        self._open(data, what, record, TITLES[runtime])
-
-    def _open(self, data: bytes, what: str, record: EngineRecord | None, title: str) -> None:
-        trt = self._trt
+        self._compute_capability = gpu.compute_capability
+        self._what = what
+        self._title, self._record = TITLES[runtime], record
         self._log = logger_class(trt)()
-        if hasattr(trt, "init_libnvinfer_plugins") and title == TITLES["tensorrt"]:
+        self._runtime = self._open_runtime(record)
+        self._engines = [self._deserialize(data)]
+        self.inputs, self.outputs, dependent = self._read_tensors(what)
+        # Before TensorRT 10 contexts of one engine cannot share a profile: each has its own engine.
+        shares = runtime == "tensorrt-rtx" or version_numbers(version) >= (10,)
+        self._data = b"" if shares or not self._is_free else data
+        self._plan = Plan(
+            trt=trt,
+            cuda=cudart,
+            log=self._log,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            profile=self._profile,
+            device=int(cuda_result(cudart.cudaGetDevice(), "cudaGetDevice")),
+            wants_graph=options.cuda_graph,
+            dependent=dependent,
+        )
+        self._letterbox: Letterbox | None = None
+        self._lock = Lock()
+        self._contexts: list[PlanContext] = []
+        self._free: deque[int] = deque()
+        self._in_flight: dict[int, int] = {}  # number of a ticket -> context
+        self._count = 0
+        self.reserve_contexts(contexts)
+
+    def _open_runtime(self, record: EngineRecord | None) -> Any:
+        trt = self._trt
+        if hasattr(trt, "init_libnvinfer_plugins") and self._title == TITLES["tensorrt"]:
             trt.init_libnvinfer_plugins(self._log, "")
-        self._runtime = trt.Runtime(self._log)
+        runtime = trt.Runtime(self._log)
         if record is not None and record.settings.get("version_compatible"):
-            self._runtime.engine_host_code_allowed = True  # it brings its own lean runtime
-        self._engine = self._runtime.deserialize_cuda_engine(data)
-        if self._engine is None:
+            runtime.engine_host_code_allowed = True  # it brings its own lean runtime
+        return runtime
+
+    def _deserialize(self, data: bytes) -> Any:
+        trt, what, title, record = self._trt, self._what, self._title, self._record
+        engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None:
             cause = self._log.errors[-1][:200] if self._log.errors else "it gives no reason"
             raise BackendError(
                 what,
                 f"{title} {trt.__version__} cannot load it ({cause})",
                 f"rebuild with: {record.command}" if record else "build it here: boxwright build",
             )
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise BackendError(
-                what, "there is not enough GPU memory for it", "free some, or use a smaller --batch"
-            )
-        self._read_tensors(what)
-        self._stream = cuda_result(
-            self._cuda.cudaStreamCreateWithFlags(_NON_BLOCKING), "cudaStreamCreateWithFlags"
-        )
-        self._buffers = DeviceBuffers(self._cuda, self._stream)
-        self._events = [
-            cuda_result(self._cuda.cudaEventCreate(), "cudaEventCreate") for _ in range(4)
-        ]
-        self._allocators = {name: self._allocator(name) for name in self._dependent}
+        return engine
 
-    def _read_tensors(self, what: str) -> None:
-        engine, trt = self._engine, self._trt
+    def reserve_contexts(self, count: int) -> None:
+        """Make so many contexts in all; those that are there stay.
+
+        Contexts share the engine's weights, but for plans of a free batch before TensorRT 10.
+
+        Raises:
+            BackendError: There is not enough memory on the GPU.
+        """
+        self._select_device()
+        while len(self._contexts) < count:
+            if self._contexts and self._data:
+                self._engines.append(self._deserialize(self._data))
+            context = PlanContext(self._plan, self._engines[-1], self._what)
+            with self._lock:
+                self._free.append(len(self._contexts))
+                self._contexts.append(context)
+
+    @property
+    def contexts(self) -> int:
+        """How many inferences `submit` keeps in flight."""
+        return len(self._contexts)
+
+    def _read_tensors(
+        self, what: str
+    ) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...], set[str]]:
+        engine, trt = self._engines[0], self._trt
         inputs: list[TensorInfo] = []
         outputs: list[TensorInfo] = []
         free_input = False
@@ -144,11 +201,12 @@ class TensorRtBackend:
                 free_input |= min(dims, default=0) < 0
                 shape = self._only_shape(name, shape)
             (inputs if is_input else outputs).append(TensorInfo(name, _DTYPES[kind], shape))
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         # Without a free input, a free output depends on the data; with one, the first run shows.
-        self._dependent = {
+        dependent = {
             o.name for o in outputs if not free_input and any(isinstance(d, str) for d in o.shape)
         }
+        self._is_free = free_input
+        return tuple(inputs), tuple(outputs), dependent
 
     def _only_shape(self, name: str, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
         """Return the shape of an input whose profile leaves no choice, else as it is."""
@@ -158,9 +216,9 @@ class TensorRtBackend:
     @property
     def description(self) -> str:
         """Runtime, version, GPU, and why there is no CUDA graph where there is none."""
-        if self._obstacle:
-            return f"{self._name}, no CUDA graph: {self._obstacle})"
-        return f"{self._name}, CUDA graph)" if self._wants_graph else f"{self._name})"
+        if self._plan.obstacle:
+            return f"{self._name}, no CUDA graph: {self._plan.obstacle})"
+        return f"{self._name}, CUDA graph)" if self._plan.wants_graph else f"{self._name})"
 
     @property
     def largest_batch(self) -> int | None:
@@ -168,158 +226,35 @@ class TensorRtBackend:
         shapes = self._profile.get(self.inputs[0].name)
         return int(shapes[2][0]) if shapes else None
 
-    def _allocator(self, name: str) -> Any:
-        """Return what gives TensorRT memory for an output whose size it alone knows."""
-        allocator = allocator_class(self._trt)(
-            lambda size: self._buffers.reserve(name, size).device
-        )
-        if not self._context.set_output_allocator(name, allocator):
-            raise BackendError(
-                "inference", f"TensorRT takes no allocator for {name}", "please report it"
-            )
-        return allocator
+    # -- one inference at a time
 
-    # -- one inference
-
-    def _select_device(self) -> None:
-        """Make the plan's GPU the current one of this thread, where it is not the first."""
-        if self._device:
-            self._check(self._cuda.cudaSetDevice(self._device), f"cudaSetDevice({self._device})")
-
-    def _stage(self, feed: Feed) -> None:
-        """Check the feed, bind every tensor, and copy the inputs into pinned memory.
-
-        Raises:
-            BackendError: A tensor is missing, or its type or shape is not the plan's.
-        """
-        self._select_device()
-        for info in self.inputs:
-            if info.name not in feed:
-                raise BackendError("inference", f"the input {info.name} is missing", "feed it")
-            value = np.asarray(feed[info.name])
-            if value.dtype.name != info.dtype:
-                raise BackendError(
-                    "inference", f"{info.name} is {value.dtype}", f"feed {info.dtype}"
-                )
-            if not self._context.set_input_shape(info.name, tuple(value.shape)):
-                raise BackendError(
-                    "inference", f"{info.name} has the shape {value.shape}", self._shapes(info)
-                )
-            buffer = self._buffers.reserve(info.name, value.nbytes)
-            self._context.set_tensor_address(info.name, buffer.device)
-            np.copyto(self._buffers.view(info.name, value.shape, info.dtype), value)
-        for info in self.outputs:
-            shape = tuple(int(d) for d in self._context.get_tensor_shape(info.name))
-            if min(shape, default=0) < 0 and info.name not in self._dependent:
-                self._dependent.add(info.name)
-                self._allocators[info.name] = self._allocator(info.name)
-            if info.name not in self._dependent:
-                buffer = self._buffers.reserve(info.name, _size_bytes(info, shape))
-                self._context.set_tensor_address(info.name, buffer.device)
-
-    def _shapes(self, info: TensorInfo) -> str:
-        if info.name in self._profile:
-            low, _, high = self._profile[info.name]
-            return f"the plan takes {list(low)} to {list(high)}; build with another --batch"
-        return f"the plan takes {list(info.shape)}"
-
-    def _copy_in(self, feed: Feed) -> None:
-        for info in self.inputs:
-            self._buffers.copy_in(info.name, np.asarray(feed[info.name]).nbytes)
-
-    def _copy_out(self) -> None:
-        for info in self.outputs:
-            self._buffers.copy_out(info.name, _size_bytes(info, self._shape_of(info)))
-
-    def _shape_of(self, info: TensorInfo) -> tuple[int, ...]:
-        if info.name in self._dependent:
-            shape: tuple[int, ...] = self._allocators[info.name].shape
-            return shape
-        return tuple(int(d) for d in self._context.get_tensor_shape(info.name))
-
-    def _launch(self) -> None:
-        """Start the network on the stream: the captured graph, or kernel by kernel."""
-        if self._graph is not None:
-            self._check(self._cuda.cudaGraphLaunch(self._graph, self._stream), "cudaGraphLaunch")
-        elif not self._context.execute_async_v3(int(self._stream)):
-            cause = self._log.errors[-1][:200] if self._log.errors else "it gives no reason"
-            raise BackendError("inference", f"TensorRT failed ({cause})", "check nvidia-smi")
-
-    def _ready_graph(self) -> None:
-        """Capture the network for the shapes and addresses that are bound, unless that was done."""
-        if not self._wants_graph or self._obstacle:
-            return
-        key = tuple(
-            (i.name, self._buffers.address(i.name), tuple(self._context.get_tensor_shape(i.name)))
-            for i in (*self.inputs, *self.outputs)
-            if i.name not in self._dependent
-        )
-        if self._graph is not None and key == self._graph_key:
-            return
-        self._drop_graph()
-        if self._dependent:
-            self._obstacle = "its outputs' sizes depend on the data"
-            return
-        self._launch()  # what TensorRT sets up on the first call of a shape cannot be captured
-        self._synchronize()
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._check(self._cuda.cudaStreamBeginCapture(self._stream, mode), "cudaStreamBeginCapture")
-        launched = self._context.execute_async_v3(int(self._stream))
-        status, captured = self._cuda.cudaStreamEndCapture(self._stream)
-        if not launched or int(status) != 0:
-            self._obstacle = "this plan cannot be captured"
-            return
-        self._graph = cuda_result(
-            self._cuda.cudaGraphInstantiate(captured, 0), "cudaGraphInstantiate"
-        )
-        self._check(self._cuda.cudaGraphDestroy(captured), "cudaGraphDestroy")
-        self._graph_key = key
-
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            self._cuda.cudaGraphExecDestroy(self._graph)
-        self._graph, self._graph_key = None, ()
-
-    def _check(self, answer: tuple[Any, ...], what: str) -> None:
-        cuda_result(answer, what)
-
-    def _synchronize(self) -> None:
-        self._check(self._cuda.cudaStreamSynchronize(self._stream), "the network")
-
-    def _record(self, index: int) -> None:
-        self._check(
-            self._cuda.cudaEventRecord(self._events[index], self._stream), "cudaEventRecord"
-        )
-
-    def _between(self, first: int, second: int) -> float:
-        """Return the milliseconds between two events that have passed."""
-        return float(
-            cuda_result(
-                self._cuda.cudaEventElapsedTime(self._events[first], self._events[second]),
-                "cudaEventElapsedTime",
-            )
-        )
-
-    def _outputs(self) -> dict[str, npt.NDArray[Any]]:
-        return {
-            o.name: self._buffers.view(o.name, self._shape_of(o), o.dtype) for o in self.outputs
-        }
-
-    def infer(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+    def infer(self, feed: Feed | Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Run once; the outputs are views of pinned memory until the next call.
+
+        Args:
+            feed: NumPy arrays, or arrays on the GPU by `__cuda_array_interface__` or DLPack, which
+                are read where they lie.
 
         Raises:
             BackendError: The feed does not fit the plan, or the run fails.
         """
-        self._stage(feed)
-        self._ready_graph()
-        self._copy_in(feed)
-        self._launch()
-        if self._dependent:
-            self._synchronize()  # the sizes are known only now
-        self._copy_out()
-        self._synchronize()
-        return self._outputs()
+        first = self._first()
+        first.start(feed)
+        return first.finish()
+
+    def _select_device(self) -> None:
+        """Make the plan's GPU the current one of this thread, where it is not the first."""
+        if self._device:
+            cuda_result(self._cuda.cudaSetDevice(self._device), f"cudaSetDevice({self._device})")
+
+    def _first(self) -> PlanContext:
+        self._select_device()
+        with self._lock:
+            if 0 in self._in_flight.values():
+                raise BackendError(
+                    "inference", "the first context is in flight", "collect what was submitted"
+                )
+        return self._contexts[0]
 
     def infer_in_steps(self, feed: Feed) -> tuple[dict[str, npt.NDArray[Any]], StepTimes]:
         """Run once; the network and the copies are timed by CUDA events.
@@ -329,22 +264,9 @@ class TensorRtBackend:
         Raises:
             BackendError: The feed does not fit the plan, or the run fails.
         """
-        begin = perf_counter()
-        self._stage(feed)
-        staged_ms = (perf_counter() - begin) * 1e3
-        self._ready_graph()
-        self._record(0)
-        self._copy_in(feed)
-        self._record(1)
-        self._launch()
-        self._record(2)
-        if self._dependent:
-            self._synchronize()
-        self._copy_out()
-        self._record(3)
-        self._synchronize()
-        times = StepTimes(staged_ms + self._between(0, 1), self._between(1, 2), self._between(2, 3))
-        return self._outputs(), times
+        first = self._first()
+        times = StepTimes(*first.run_timed(feed))
+        return first.outputs(), times
 
     @property
     def launch_clock(self) -> str:
@@ -361,32 +283,100 @@ class TensorRtBackend:
             BackendError: The feed does not fit the plan, or a run fails.
         """
         self.infer(feed)
-        times = []
-        for _ in range(count):
-            self._record(0)
-            self._launch()
-            self._record(1)
-            self._synchronize()
-            times.append(self._between(0, 1))
-        return times
+        first = self._first()
+        return [first.launch_timed() for _ in range(count)]
+
+    # -- several at once
+
+    def submit(self, feed: Feed | Mapping[str, Any]) -> Ticket:
+        """Start one inference and return at once.
+
+        Arrays on the GPU must stay as they are until `collect`; those on the host may change at
+        once, they have been copied.
+
+        Raises:
+            BackendError: All contexts are in flight, the feed does not fit, or the run fails.
+        """
+        self._select_device()
+        with self._lock:
+            if not self._free:
+                raise BackendError(
+                    "submit",
+                    f"all {len(self._contexts)} contexts are in flight",
+                    "collect a ticket first, or open more contexts",
+                )
+            ticket = Ticket(self._count, self._free.popleft())
+            self._count += 1
+            self._in_flight[ticket.number] = ticket.context
+        try:
+            self._contexts[ticket.context].start(feed)
+        except BackendError:
+            self._give_back(ticket)
+            raise
+        return ticket
+
+    def collect(self, ticket: Ticket) -> dict[str, npt.NDArray[Any]]:
+        """Wait for a submitted inference and return its outputs, as arrays of their own.
+
+        Raises:
+            BackendError: The ticket is unknown or was collected, or the run failed.
+        """
+        with self._lock:
+            if self._in_flight.get(ticket.number) != ticket.context:
+                raise BackendError(
+                    f"ticket {ticket.number}", "it is not in flight", "collect each ticket once"
+                )
+        self._select_device()
+        try:
+            outputs = self._contexts[ticket.context].finish(patient=True)
+            return {name: array.copy() for name, array in outputs.items()}
+        finally:
+            self._give_back(ticket)
+
+    def _give_back(self, ticket: Ticket) -> None:
+        with self._lock:
+            if self._in_flight.pop(ticket.number, None) is not None:
+                self._free.append(ticket.context)
+
+    # -- lanes: a context each, whose memory is filled in place
+
+    def tensor_lanes(self, count: int) -> list[PlanContext]:
+        """Return so many contexts; while they are used, `infer` and `submit` must not be.
+
+        Raises:
+            BackendError: There is not enough memory on the GPU.
+        """
+        self.reserve_contexts(count)
+        return self._contexts[:count]
+
+    def frame_lanes(self, rules: Preprocess, size: tuple[int, int], count: int) -> list[FrameLane]:
+        """Return lanes that take uint8 pictures and letterbox them on the GPU.
+
+        Args:
+            rules: The family's preprocessing.
+            size: Network input (height, width) in pixels.
+            count: Lanes, so batches in flight.
+
+        Raises:
+            RequestError: The kernel does not do what the rules say.
+            MissingExtraError: cuda-bindings is not installed.
+            BackendError: There is no NVRTC, or not enough memory.
+        """
+        if self._letterbox is None:
+            self._letterbox = Letterbox(rules, size, self.inputs[0].dtype, self._compute_capability)
+        contexts = self.tensor_lanes(count)
+        return [FrameLane(self._plan, c, self._letterbox, rules, size) for c in contexts]
 
     def close(self) -> None:
-        """Free the context, its buffers and the plan; a second call does nothing."""
-        if self._stream is None:
-            return
-        self._cuda.cudaStreamSynchronize(self._stream)
-        self._drop_graph()
-        self._buffers.free()
-        for event in self._events:
-            self._cuda.cudaEventDestroy(event)
-        self._cuda.cudaStreamDestroy(self._stream)
-        self._stream, self._events = None, []
-        self._allocators.clear()
-        del self._context, self._engine, self._runtime
-
-
-def _size_bytes(info: TensorInfo, shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize
+        """Free contexts, buffers and the plan; a second call does nothing."""
+        for context in self._contexts:
+            context.close()
+        self._contexts.clear()
+        if self._letterbox is not None:
+            self._letterbox.close()
+            self._letterbox = None
+        self._engines.clear()
+        self._runtime = None
 
 
 def _is_rtx(record: EngineRecord) -> bool:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from boxwright.cli.options import device_arguments, runtime_options
+
+if TYPE_CHECKING:
+    from boxwright.predict import Threads
 
 __all__ = ["command"]
 
@@ -26,6 +30,27 @@ __all__ = ["command"]
     default=1,
     show_default=True,
     help="Pictures per inference.",
+)
+@click.option(
+    "--decoders",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Threads that read and decode picture files while the network runs. "
+    "Default: up to 4 for more than 50 files, else none.",
+)
+@click.option(
+    "--decode",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Where JPEG files are decoded; gpu needs --preprocess gpu and other pixels come out.",
+)
+@click.option(
+    "--preprocess",
+    type=click.Choice(["host", "gpu"]),
+    default="host",
+    show_default=True,
+    help="Where pictures are letterboxed; gpu is for plans, within one grey level of host.",
 )
 @click.option("--score-threshold", type=float, help="Default: the file's own.")
 @click.option("--iou-threshold", type=float, help="Default: the file's own.")
@@ -82,6 +107,7 @@ def command(artifact: Path, inputs: tuple[str, ...], **options: Any) -> int:
                 wishes,
                 batch=options["batch"],
                 class_ids=wanted,
+                threads=_threads(pictures.total, options),
                 advance=advance,
                 report=_report,
             )
@@ -98,6 +124,21 @@ def command(artifact: Path, inputs: tuple[str, ...], **options: Any) -> int:
         err=True,
     )
     return 1 if summary.failed else 0
+
+
+_FEW_FILES = 50  # threads that start and end cost more than they save below
+_MOST_DECODERS = 4
+
+
+def _threads(total: int | None, options: dict[str, Any]) -> Threads | None:
+    """Return how pictures are read ahead, or None when they are not."""
+    from boxwright.predict import Threads
+
+    decoders, decode, preprocess = (options[n] for n in ("decoders", "decode", "preprocess"))
+    asked = decoders is not None or "gpu" in (decode, preprocess)
+    if not asked and (total is None or total <= _FEW_FILES):
+        return None
+    return Threads(decoders or min(_MOST_DECODERS, os.cpu_count() or 1), decode, preprocess)
 
 
 @contextmanager
