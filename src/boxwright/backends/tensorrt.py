@@ -210,7 +210,8 @@ class TensorRtBackend:
     def _shapes(self, info: TensorInfo) -> str:
         if info.name in self._profile:
             low, _, high = self._profile[info.name]
-            return f"the plan takes {list(low)} to {list(high)}; build with another --batch"
+            other = "another --batch" if len(high) < 4 or low[1:] == high[1:] else "other sizes"
+            return f"the plan takes {list(low)} to {list(high)}; build with {other}"
         return f"the plan takes {list(info.shape)}"
 
     def _copy_in(self, feed: Feed) -> None:

@@ -110,7 +110,7 @@ def with_network_input(model: onnx.ModelProto) -> onnx.ModelProto:
         raise GraphError(NETWORK_INPUT, "the graph computes no such tensor", "export it again")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    sides = ["batch", 3, "input_height", "input_width"]
+    sides: list[int | str] = ["batch", 3, "input_height", "input_width"]
     copy.graph.output.append(helper.make_tensor_value_info(NETWORK_INPUT, TensorProto.FLOAT, sides))
     return copy
 
@@ -147,7 +147,7 @@ def _declare_input(
     first = network_input.type.tensor_type.shape.dim[0]
     batch: int | str = first.dim_value if first.HasField("dim_value") else first.dim_param
     sides: tuple[int | str, int | str] = target.source_size or ("height", "width")
-    shape: list[int | str] = [batch or "batch", *sides]
+    shape: list[int | str] = [batch or "batch", sides[0], sides[1]]
     shape.insert(3 if target.image_layout == "nhwc" else 1, 3)
     others = [i for i in model.graph.input if i.name != network_input.name]
     del model.graph.input[:]
