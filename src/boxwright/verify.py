@@ -39,7 +39,8 @@ _LEAST_SPREAD = 0.01  # of the scores of those
 _OWN_NOISE_FACTOR = 8.0
 _LARGEST_ALLOWANCE = 0.15  # no sensitivity excuses more than this
 
-# Of files that take pictures, against the host's path.
+# Of files that take pictures, against the host's path; boxes in pixels of the picture or, where it
+# is larger, of the network's input.
 GREY_LEVELS = 1.0
 PICTURE_BOX_PX = 0.5
 
@@ -296,7 +297,7 @@ def _compare_pictures(
     _compare(source, candidate, tally, got)
     if candidate.precision == "fp32":
         found = detector.postprocess(got, source.places, detector.nms)[0]
-        gap = box_gap(known[0].detections(detector.nms), found)
+        gap = box_gap(known[0].detections(detector.nms), found) * min(1.0, *source.places[0].scale)
         tally.box_gap = max(tally.box_gap or 0.0, gap)
 
 

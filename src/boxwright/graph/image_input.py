@@ -32,7 +32,7 @@ __all__ = [
 IMAGE = "image"
 NETWORK_INPUT = "network_input"  # the tensor that preprocessing ends in
 _BOXES = "det_boxes"
-_WEIGHT_BITS = 11  # of OpenCV's INTER_LINEAR on 8-bit pictures
+_UNIT = 1 << 11  # of the weights of OpenCV's INTER_LINEAR on 8-bit pictures
 _AXES: dict[ImageLayout, tuple[int, int]] = {"nhwc": (1, 2), "nchw": (2, 3)}
 
 
@@ -171,7 +171,7 @@ class _Taps:
 
     Attributes:
         first, second: Positions, (length,) int.
-        first_weight, second_weight: In units of 2**-11, (length,) float32, whole.
+        first_weight, second_weight: float32, along their axis of four; see `_resample`.
     """
 
     first: str
@@ -180,28 +180,65 @@ class _Taps:
     second_weight: str
 
 
-def _fixed_taps(b: GraphBuilder, source: int, resized: int) -> _Taps:
+def _shape_of(axis: int, axes: tuple[int, int]) -> list[int]:
+    """Return how weights lie along an axis; those of columns are repeated for channels that follow.
+
+    Runtimes on CPUs are slow at broadcasting along a last axis of three.
+    """
+    shape = [-1 if a == axis else 1 for a in range(4)]
+    if axis == axes[1] and axis != 3:
+        shape[3] = 3
+    return shape
+
+
+def _steps(axis: int, axes: tuple[int, int]) -> float:
+    """Return what weights of 11 bits are multiplied by: the bits that are dropped behind them."""
+    return 2.0**-16 if axis == axes[0] else 2.0**-4
+
+
+def _fixed_taps(
+    b: GraphBuilder, source: int, resized: int, axis: int, axes: tuple[int, int]
+) -> _Taps:
     positions = np.arange(resized, dtype=np.int64)
     numerator = np.maximum((2 * positions + 1) * source - resized, 0)
     first, rest = np.divmod(numerator, 2 * resized)
     fraction = np.where(first >= source - 1, 0.0, rest / (2 * resized))
     first = np.minimum(first, source - 1)
-    unit = 1 << _WEIGHT_BITS
-    return _Taps(
-        b.constant(first, np.int64),
-        b.constant(np.minimum(first + 1, source - 1), np.int64),
-        b.constant(np.rint((1 - fraction) * unit), np.float32),
-        b.constant(np.rint(fraction * unit), np.float32),
-    )
+    shape = _shape_of(axis, axes)
+    line = [resized if n == -1 else 1 for n in shape]
+    weights = []
+    for part in (1 - fraction, fraction):
+        weight = np.rint(part * _UNIT) * _steps(axis, axes)
+        full = np.broadcast_to(
+            weight.reshape(line), [max(n, k) for n, k in zip(line, shape, strict=True)]
+        )
+        weights.append(b.constant(np.ascontiguousarray(full), np.float32))
+    second = b.constant(np.minimum(first + 1, source - 1), np.int64)
+    return _Taps(b.constant(first, np.int64), second, *weights)
 
 
 def _free_taps(
-    b: GraphBuilder, source: str, resized: str, offset: str, length: int
+    b: GraphBuilder,
+    side: tuple[str, str, str],
+    length: int,
+    axis: int,
+    axes: tuple[int, int],
 ) -> tuple[_Taps, str]:
     """Return the taps of every position of the network input, and which of them show the picture.
 
-    Source coordinate of position x: ((2 (x - offset) + 1) source - resized) / (2 resized).
+    Source coordinate of position x: ((2 (x - offset) + 1) source - resized) / (2 resized). Weights
+    outside the picture are 0.
+
+    Args:
+        b: Builder of the graph.
+        side: Names of source, resized and offset, int32 (1,).
+        length: Of the network input.
+        axis, axes: Of this side; of height and width.
+
+    Returns:
+        The taps, and 1 where the picture is and 0 elsewhere, float32 along the axis.
     """
+    source, resized, offset = side
     zero, one = b.constant([0], np.int32), b.constant([1], np.int32)
     positions = b.op("Sub", b.constant(np.arange(length), np.int32), offset)
     odd = b.op("Add", b.op("Add", positions, positions), one)
@@ -215,12 +252,23 @@ def _free_taps(
     first = b.op("Where", before, whole, last)
     second = b.op("Where", before, b.op("Add", whole, one), last)
     fraction = b.op("Mul", fraction, b.as_float(before))
-    unit = b.constant(1 << _WEIGHT_BITS, np.float32)
-    rest_of_one = b.op("Sub", b.constant(1, np.float32), fraction)
-    weights = [b.op("Round", b.op("Mul", f, unit)) for f in (rest_of_one, fraction)]
     behind = b.op("Less", positions, zero)
-    inside = b.op("And", b.op("Not", behind), b.op("Less", positions, resized))
-    return _Taps(first, second, *weights), inside
+    inside = b.as_float(b.op("And", b.op("Not", behind), b.op("Less", positions, resized)))
+    unit, step = b.constant(_UNIT, np.float32), b.constant(_steps(axis, axes), np.float32)
+    weights = []
+    for part in (b.op("Sub", b.constant(1, np.float32), fraction), fraction):
+        weight = b.op("Mul", b.op("Round", b.op("Mul", part, unit)), step)
+        weights.append(_along(b, b.op("Mul", weight, inside), axis, axes))
+    return _Taps(first, second, *weights), _along(b, inside, axis, axes)
+
+
+def _along(b: GraphBuilder, vector: str, axis: int, axes: tuple[int, int]) -> str:
+    """Lay a vector along its axis of four, as `_shape_of` says."""
+    shape = _shape_of(axis, axes)
+    line = b.op("Reshape", vector, b.ints(*(n if n == -1 else 1 for n in shape)))
+    if max(shape) == 1:
+        return line
+    return b.op("Expand", line, b.ints(*(max(n, 1) for n in shape)))
 
 
 def _resample(
@@ -228,31 +276,24 @@ def _resample(
 ) -> str:
     """Append OpenCV's bilinear resize of 8-bit pictures; the result holds whole grey levels.
 
-    Its arithmetic (VResizeLinearVec_32s8u): rows of whole weighted sums, of which 4 bits are
-    dropped; times the weight, of which 16 bits are dropped; the sum rounded by its last 2 bits.
+    Its arithmetic (VResizeLinearVec_32s8u), with weights in units of 2**-11: sums of a row lose
+    their last 4 bits, products with a row's weight 16 bits, and the sum of two is rounded by its
+    last 2 bits. The weights hold these divisions.
     """
     vertical, horizontal = axes
     sums = []
     for row, weight in ((rows.first, rows.first_weight), (rows.second, rows.second_weight)):
         line = b.op("Gather", pixels, row, axis=vertical)
-        parts = []
-        for column, share in (
-            (columns.first, columns.first_weight),
-            (columns.second, columns.second_weight),
-        ):
-            scaled = b.op("Mul", share, b.constant(2.0**-4, np.float32))
-            picked = b.op("Gather", line, column, axis=horizontal)
-            parts.append(b.op("Mul", picked, _along(b, scaled, horizontal)))
-        whole = b.op("Floor", b.op("Add", *parts))
-        scaled = b.op("Mul", weight, b.constant(2.0**-16, np.float32))
-        sums.append(b.op("Floor", b.op("Mul", whole, _along(b, scaled, vertical))))
+        left = b.op("Gather", line, columns.first, axis=horizontal)
+        right = b.op("Gather", line, columns.second, axis=horizontal)
+        total = b.op(
+            "Add",
+            b.op("Mul", left, columns.first_weight),
+            b.op("Mul", right, columns.second_weight),
+        )
+        sums.append(b.op("Floor", b.op("Mul", b.op("Floor", total), weight)))
     total = b.op("Add", b.op("Add", *sums), b.constant(2, np.float32))
     return b.op("Floor", b.op("Mul", total, b.constant(0.25, np.float32)))
-
-
-def _along(b: GraphBuilder, vector: str, axis: int) -> str:
-    """Reshape a vector so that it lies along one of four axes."""
-    return b.op("Reshape", vector, b.ints(*(-1 if a == axis else 1 for a in range(4))))
 
 
 def _fixed_grey(
@@ -265,10 +306,11 @@ def _fixed_grey(
 ) -> str:
     """Return the resized and padded picture of a known size, in grey levels."""
     if where.resized_size != where.source_size:
-        taps = [
-            _fixed_taps(b, s, r) for s, r in zip(where.source_size, where.resized_size, strict=True)
-        ]
-        pixels = _resample(b, pixels, axes, taps[0], taps[1])
+        rows, columns = (
+            _fixed_taps(b, s, r, axis, axes)
+            for s, r, axis in zip(where.source_size, where.resized_size, axes, strict=True)
+        )
+        pixels = _resample(b, pixels, axes, rows, columns)
     before, after = [0] * 4, [0] * 4
     for axis, start, resized, side in zip(
         axes, (where.top, where.left), where.resized_size, size, strict=True
@@ -289,13 +331,16 @@ def _free_grey(
     rules: Preprocess,
 ) -> str:
     """Return the resized and padded picture of a free size, in grey levels."""
-    rows, in_height = _free_taps(b, where.source_height, where.height, where.top, size[0])
-    columns, in_width = _free_taps(b, where.source_width, where.width, where.left, size[1])
-    grey = _resample(b, pixels, axes, rows, columns)
+    height = (where.source_height, where.height, where.top)
+    width = (where.source_width, where.width, where.left)
+    rows, in_height = _free_taps(b, height, size[0], axes[0], axes)
+    columns, in_width = _free_taps(b, width, size[1], axes[1], axes)
+    grey = _resample(b, pixels, axes, rows, columns)  # 0 outside the picture
     if rules.resize == "stretch":
         return grey
-    inside = b.op("And", _along(b, in_height, axes[0]), _along(b, in_width, axes[1]))
-    return b.op("Where", inside, grey, b.constant(rules.pad_value, np.float32))
+    outside = b.op("Sub", b.constant(1, np.float32), b.op("Mul", in_height, in_width))
+    padding = b.op("Mul", outside, b.constant(rules.pad_value, np.float32))
+    return b.op("Add", grey, padding)
 
 
 def _normalise(b: GraphBuilder, grey: str, spec: ModelSpec, target: Target) -> None:
