@@ -83,7 +83,7 @@ def add_placement(
 def divide(b: GraphBuilder, value: str, divisor: str) -> tuple[str, str]:
     """Append whole division of int32 tensors, value >= 0 and divisor > 0; return also the rest.
 
-    The estimate is float32's, since some runtimes divide whole numbers so; the rest mends it.
+    The estimate is float32's and the rest mends it, so that no runtime's own division counts.
     """
     ratio = b.op("Div", b.as_float(value), b.as_float(divisor))
     estimate = b.as_int32(b.op("Floor", ratio))
