@@ -175,6 +175,7 @@ def test_the_build_line_says_everything_that_shapes_a_plan():
         "hardware_compatibility": "ampere_plus",
         "dla_core": 0,
         "tactic_sources": ("CUDNN",),
+        "image_sizes": ((1, 1), (2, 2), (3, 3)),
     }
     assert {f.name for f in dataclasses.fields(BuildSettings)} == {*values, "verbose"}
     bare = build_line(BuildSettings(), Path("a.onnx"), "tensorrt")

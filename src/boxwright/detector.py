@@ -14,8 +14,16 @@ from boxwright import boxes
 from boxwright.backends import Backend, Bounded
 from boxwright.errors import BackendError, ImageError, RequestError
 from boxwright.images import read_image
-from boxwright.preprocess import Placement, bgr_from_array, prepare, source_from_input
-from boxwright.types import Detections, FloatArray, Image, ModelSpec, NmsSettings, Target
+from boxwright.preprocess import Placement, bgr_from_array, place, prepare, source_from_input
+from boxwright.types import (
+    LONGEST_SIDE_PX,
+    Detections,
+    FloatArray,
+    Image,
+    ModelSpec,
+    NmsSettings,
+    Target,
+)
 
 __all__ = ["Detector", "ImageLike"]
 
@@ -25,6 +33,9 @@ _CONVERGED = "nms_converged"
 
 class Detector:
     """A loaded model that finds objects.
+
+    A file that takes pictures (`--input image`) is fed them as they are, and preprocesses in its
+    graph; pictures of one size run together.
 
     Call it with one picture (path, or array (H, W), (H, W, 3) BGR, (H, W, 4) BGRA; uint8 or
     uint16) for a `Detections`; with a list of pictures or an (N, H, W, 3) array for a list of
@@ -65,6 +76,7 @@ class Detector:
         self._input_dtype = np.dtype(tensor.dtype)
         self._fixed_batch = tensor.shape[0] if isinstance(tensor.shape[0], int) else None
         self._largest_batch = backend.largest_batch if isinstance(backend, Bounded) else None
+        self._takes_pictures = self.target.input == "image"
         self._optional = {i.name for i in backend.inputs[1:]}
         self._buffer: FloatArray = np.empty((0, 3, *spec.input_size), np.float32)
 
@@ -117,12 +129,13 @@ class Detector:
         if not many:
             sequence = [images]
         settings = self.settings(score_threshold, iou_threshold)
-        found: list[Detections] = []
         loaded = [self.read(image) for image in sequence]
-        step = self._fixed_batch or self._largest_batch or max(len(loaded), 1)
-        for start in range(0, len(loaded), step):
-            batch, places = self.preprocess(loaded[start : start + step])
-            found += self.postprocess(self.infer(batch, settings), places, settings)
+        results: dict[int, Detections] = {}
+        for positions in self.batches(loaded):
+            batch, places = self.preprocess([loaded[p] for p in positions])
+            outputs = self.infer(batch, settings)
+            results |= zip(positions, self.postprocess(outputs, places, settings), strict=True)
+        found = [results[p] for p in range(len(loaded))]
         if class_ids is not None:
             found = [d.select(np.isin(d.class_ids, list(class_ids))) for d in found]
         return found if many else found[0]
@@ -176,15 +189,35 @@ class Detector:
             "give a path or a NumPy array",
         )
 
-    def preprocess(self, images: Sequence[Image]) -> tuple[FloatArray, list[Placement]]:
+    def batches(self, images: Sequence[Image]) -> list[list[int]]:
+        """Return the positions of the pictures of each inference; together they are all of them.
+
+        In order, as many as the file takes at once; where it takes pictures, those of one size.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for position, image in enumerate(images):
+            key = image.shape[:2] if self._takes_pictures else ()
+            groups.setdefault(key, []).append(position)
+        step = self._fixed_batch or self._largest_batch or max(len(images), 1)
+        return [
+            g[start : start + step] for g in groups.values() for start in range(0, len(g), step)
+        ]
+
+    def preprocess(self, images: Sequence[Image]) -> tuple[npt.NDArray[Any], list[Placement]]:
         """Fill the input batch; it is reused by the next call.
 
         Args:
             images: (H, W, 3) uint8 BGR each; at most the fixed batch of the file.
 
         Returns:
-            (B, 3, height, width) float32, zero-filled up to a fixed batch; and the placements.
+            (B, 3, height, width) float32, or uint8 pictures as the file takes them, zero-filled
+            up to a fixed batch; and the placements.
+
+        Raises:
+            ImageError: The file takes pictures, and these are of several sizes, or not of its own.
         """
+        if self._takes_pictures:
+            return self._stacked(images)
         count = self._fixed_batch or len(images)
         if len(self._buffer) < count:
             self._buffer = np.zeros((count, 3, *self.spec.input_size), np.float32)
@@ -194,8 +227,50 @@ class Detector:
         places = [prepare(im, size, rules, batch[i]) for i, im in enumerate(images)]
         return batch, places
 
+    def _stacked(self, images: Sequence[Image]) -> tuple[npt.NDArray[Any], list[Placement]]:
+        """Return pictures of one size as one array, in the file's layout and colour order."""
+        sizes = list(dict.fromkeys((i.shape[0], i.shape[1]) for i in images))
+        texts = [f"{height}x{width}" for height, width in sizes]
+        if len(sizes) > 1:
+            raise ImageError(
+                f"a batch of {len(images)} pictures",
+                f"they are of several sizes ({', '.join(texts[:3])}), and this file preprocesses "
+                "pictures of one size together",
+                "give pictures of one size, or use --batch 1",
+            )
+        self._check_size(sizes[0], texts[0])
+        places = [place(sizes[0], self.spec.input_size, self.spec.preprocess)] * len(images)
+        count = self._fixed_batch or len(images)
+        if count == 1:
+            batch = images[0][None]
+        else:
+            batch = np.zeros((count, *images[0].shape), np.uint8)
+            for row, image in zip(batch, images, strict=False):
+                row[...] = image
+        if self.target.image_color == "rgb":
+            batch = batch[..., ::-1]
+        if self.target.image_layout == "nchw":
+            batch = batch.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(batch), places
+
+    def _check_size(self, size: tuple[int, int], text: str) -> None:
+        """Refuse a picture size (height, width) that the file was not made for."""
+        only = self.target.source_size
+        if only is not None and size != only:
+            raise ImageError(
+                f"a picture of {text} (height x width)",
+                f"this file takes pictures of {only[0]}x{only[1]} only",
+                f"export with --source-size {size[0]},{size[1]}, or without for any size",
+            )
+        if only is None and max(size) > LONGEST_SIDE_PX:
+            raise ImageError(
+                f"a picture of {text} (height x width)",
+                f"the graph takes sides of up to {LONGEST_SIDE_PX} pixels",
+                "use a file that takes the network's tensor",
+            )
+
     def feed(
-        self, batch: FloatArray, settings: NmsSettings | None = None
+        self, batch: npt.NDArray[Any], settings: NmsSettings | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Return what the runtime is fed: the batch in the graph's dtype, and its thresholds.
 
@@ -213,7 +288,7 @@ class Detector:
         return feed
 
     def infer(
-        self, batch: FloatArray, settings: NmsSettings | None = None
+        self, batch: npt.NDArray[Any], settings: NmsSettings | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Run the network on a prepared batch.
 
@@ -235,12 +310,13 @@ class Detector:
         """
         settings = settings or self.nms
         read = self._read_end2end if self.end2end else self._read_raw
+        mapped = self._takes_pictures and self.end2end  # and clipped, inside the graph
         results = []
         for index, where in enumerate(places):
             xyxy, scores, labels = read(outputs, index, settings)
             results.append(
                 Detections(
-                    xyxy=source_from_input(xyxy, where),
+                    xyxy=xyxy if mapped else source_from_input(xyxy, where),
                     scores=scores,
                     class_ids=labels,
                     class_names=self.spec.class_names,
@@ -337,5 +413,5 @@ class Detector:
         kind = "end-to-end" if self.end2end else "raw"
         return (
             f"Detector({self.spec.name}: {self.spec.family}, {len(self.spec.class_names)} classes, "
-            f"{width}x{height}, {kind}, on {self.description})"
+            f"{width}x{height}, {kind}, {self._input_name} in, on {self.description})"
         )

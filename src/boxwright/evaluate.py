@@ -264,13 +264,19 @@ def _measure(
     It is for raw outputs, and for detections where only the score threshold rises: greedy NMS
     handles the better boxes first, so that a higher threshold cuts nothing but the tail.
     """
-    batch, places = detector.preprocess([c.image for c in chunk])
-    outputs = detector.infer(batch, plan.evaluation)
-    low = detector.postprocess(outputs, places, plan.evaluation)
-    if plan.twice:
-        outputs = detector.infer(batch, plan.operating)
-    own = detector.postprocess(outputs, places, plan.operating)
-    for loaded, curve, point in zip(chunk, low, own, strict=True):
+    low: dict[int, Detections] = {}
+    own: dict[int, Detections] = {}
+    for positions in detector.batches([c.image for c in chunk]):
+        batch, places = detector.preprocess([chunk[p].image for p in positions])
+        outputs = detector.infer(batch, plan.evaluation)
+        found = detector.postprocess(outputs, places, plan.evaluation)
+        low |= zip(positions, found, strict=True)
+        if plan.twice:
+            outputs = detector.infer(batch, plan.operating)
+        found = detector.postprocess(outputs, places, plan.operating)
+        own |= zip(positions, found, strict=True)
+    for position, loaded in enumerate(chunk):  # in order: files are compared picture by picture
+        curve, point = low[position], own[position]
         count_matches(_labelled(loaded.truth, point, None), measured.counts)
         measured.pictures.append(_labelled(loaded.truth, curve, plan.evaluation.keep_topk))
 

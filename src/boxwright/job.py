@@ -172,7 +172,11 @@ class Job:
         if step.kind == "export":
             raw = self.resolved.source.export(self.resolved.request)
             return raw.model, raw.spec, None
-        parent, spec = self._parent(step.parent)
+        parent, spec, baked = self._parent(step.parent)
+        if step.kind == "image":
+            from boxwright.graph.image_input import add_image_input
+
+            return add_image_input(parent, spec, step.target), spec, baked
         if step.kind in ("fp16", "int8"):
             convert = self._converter(spec)
             if step.kind == "fp16":
@@ -194,14 +198,14 @@ class Job:
             )
         return self._lossy
 
-    def _parent(self, file: str) -> tuple[onnx.ModelProto, ModelSpec]:
+    def _parent(self, file: str) -> tuple[onnx.ModelProto, ModelSpec, NmsSettings | None]:
         from boxwright.graph.io import model_from_file, read_stamp
 
         if file not in self._models:
             self._models[file] = model_from_file(self.store.path(file))
         stamp = read_stamp(self._models[file], file)
         assert stamp is not None, f"{file} was made by this program"
-        return self._models[file], stamp.spec
+        return self._models[file], stamp.spec, stamp.nms
 
     def _pictures(self, spec: ModelSpec) -> list[Path | Image]:
         """Return the pictures to verify on; generated ones where none were named."""
@@ -213,6 +217,7 @@ class Job:
 
     def _prove(self, steps: list[Step]) -> None:
         """Verify files together, so that the source runs once for each picture."""
+        from boxwright.graph.image_input import NETWORK_INPUT
         from boxwright.verify import Candidate, choose_threshold, verify
 
         reference = self._open_reference()
@@ -225,7 +230,8 @@ class Job:
             if threshold < settings.score_threshold:
                 lowered[step.file] = threshold
             detector = self._open_candidate(step, threshold, settings)
-            candidates[step.file] = Candidate(detector, step.target.precision)
+            extra = NETWORK_INPUT if step.target.input == "image" else ""
+            candidates[step.file] = Candidate(detector, step.target.precision, extra)
         total, done = len(self.pictures), 0
 
         def advance(count: int) -> None:
@@ -309,6 +315,7 @@ class Job:
         """Open a file on the CPU, at the threshold that the pictures allow."""
         from boxwright.detector import Detector
         from boxwright.graph.end2end import runnable_anywhere, with_score_threshold
+        from boxwright.graph.image_input import with_network_input
         from boxwright.graph.io import bytes_from_model, model_from_file
 
         options = BackendOptions(self.recipe.threads, "cpu", spin=False)
@@ -319,12 +326,17 @@ class Job:
         nms = dataclasses.replace(settings, score_threshold=threshold)
         spec = self._spec()
         changed = threshold < settings.score_threshold
-        if step.target.outputs == "raw" or (step.target.nms != "efficient_nms" and not changed):
+        pictures, plugin = step.target.input == "image", step.target.nms == "efficient_nms"
+        end2end = step.target.outputs == "end2end"
+        if not pictures and not (end2end and (plugin or changed)):
             return Detector(runtime.open(path, options), spec, step.target, nms)
         model = model_from_file(path)
-        if changed:
+        if changed and end2end:
             model = with_score_threshold(model, threshold)
-        model = runnable_anywhere(model)
+        if end2end:
+            model = runnable_anywhere(model)
+        if pictures:
+            model = with_network_input(model)
         backend = runtime.open_bytes(bytes_from_model(model, step.file), options)
         return Detector(backend, spec, step.target, nms)
 

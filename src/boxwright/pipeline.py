@@ -13,7 +13,7 @@ from boxwright.job import Job
 from boxwright.outcome import Listener, Outcome, Row
 from boxwright.plan import Plan, decide, hash_of, make_plan
 from boxwright.recipe import Recipe
-from boxwright.resolve import labelled_data, needs_download, resolve
+from boxwright.resolve import Resolved, labelled_data, needs_download, resolve
 from boxwright.store import Store, sha256_of_file
 
 __all__ = ["Listener", "Outcome", "Row", "run"]
@@ -71,6 +71,7 @@ def run(
         return Outcome(None, downloaded=fetch(recipe.source, models))
     pictures = _pictures(recipe)
     resolved = resolve(recipe, models, fetch)
+    _check_picture_input(recipe, resolved)
     calibration = _calibration_files(recipe)
     dataset = labelled_data(
         recipe, resolved, lambda done, all_: listener.count("pages", done, all_)
@@ -122,6 +123,15 @@ def _check_request(recipe: Recipe) -> None:
     for target in recipe.target_records():
         if target.outputs == "end2end":
             check_nms_request(False, target, settings)
+
+
+def _check_picture_input(recipe: Recipe, resolved: Resolved) -> None:
+    """Refuse image-input files of a model whose preprocessing no graph can do."""
+    if any(t.input == "image" for t in recipe.targets):
+        from boxwright.graph.image_input import check_preprocess
+
+        spec = resolved.source.describe(resolved.request)
+        check_preprocess(spec.preprocess, recipe.source)
 
 
 def _calibration_files(recipe: Recipe) -> list[Path]:

@@ -20,7 +20,7 @@ from boxwright.types import DEFAULT_OPSET, Parity, Target
 __all__ = ["Action", "Plan", "Step", "hash_of", "make_plan"]
 
 Action = Literal["make", "verify", "skip"]
-Kind = Literal["export", "fp16", "int8", "end2end"]
+Kind = Literal["export", "fp16", "int8", "end2end", "image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Step:
 
     Attributes:
         file: Its name in the run directory.
-        kind: Export from the source, conversion to FP16 or INT8, or decode and NMS added.
+        kind: Export from the source, conversion to FP16 or INT8, decode and NMS added, or
+            preprocessing added.
         target: What it is.
         parent: File that it is made from, or "" for the source.
         key: Hash of everything that its content depends on.
@@ -149,8 +150,21 @@ def make_plan(
             }
             if target.nms == "portable":
                 baked["iterations"] = target.nms_iterations
-            add("end2end", target, raw[_body(target)], baked)
+            made = add("end2end", target.of_tensor, raw[_body(target)], baked)
+        else:
+            made = raw[_body(target)]
+        if target.input == "image":
+            add("image", target, made, _picture_settings(target))
     return Plan(out / request.name, source_hash, files, tuple(steps.values()))
+
+
+def _picture_settings(target: Target) -> dict[str, Any]:
+    size = target.source_size
+    return {
+        "source_size": list(size) if size else "any",
+        "image_layout": target.image_layout,
+        "image_color": target.image_color,
+    }
 
 
 def _body(target: Target) -> str:

@@ -72,7 +72,8 @@ class Plan:
         """Say which shapes of an input the plan takes."""
         if info.name in self.profile:
             low, _, high = self.profile[info.name]
-            return f"the plan takes {list(low)} to {list(high)}; build with another --batch"
+            other = "another --batch" if len(high) < 4 or low[1:] == high[1:] else "other sizes"
+            return f"the plan takes {list(low)} to {list(high)}; build with {other}"
         return f"the plan takes {list(info.shape)}"
 
 

@@ -18,6 +18,8 @@ from boxwright.pictures import generated_pictures
 from boxwright.types import Image, Parity
 from boxwright.verify import Candidate, choose_threshold, verify
 
+_NETWORK_INPUT = "network_input"  # as `boxwright.graph.image_input` names it
+
 __all__ = ["open_for_proof", "prove_file"]
 
 
@@ -38,7 +40,12 @@ def open_for_proof(path: Path, threshold: float, threads: int | None) -> Detecto
         raise RequestError(str(path), "it is not an end-to-end file of ours", "give one")
     if threshold < stamp.nms.score_threshold:
         model = with_score_threshold(model, threshold)
-    data = bytes_from_model(runnable_anywhere(model), str(path))
+    model = runnable_anywhere(model)
+    if stamp.target is not None and stamp.target.input == "image":
+        from boxwright.graph.image_input import with_network_input
+
+        model = with_network_input(model)
+    data = bytes_from_model(model, str(path))
     backend = catalog.backend("onnxruntime").open_bytes(
         data, BackendOptions(threads, "cpu", spin=False)
     )
@@ -84,6 +91,10 @@ def prove_file(
             "the reference is an end-to-end file",
             "give the source or raw file",
         )
+    if reference.target.input == "image":
+        raise RequestError(
+            str(reference_path), "the reference takes pictures", "give one that takes a tensor"
+        )
     pictures: list[Path | Image] = list(expand_paths(images)) if images else []
     if not pictures:
         pictures = [*generated_pictures(reference.spec.input_size)]
@@ -107,7 +118,9 @@ def prove_file(
         count(done, len(pictures))
 
     limits = precision or candidate.target.precision
-    candidates = {candidate_path.name: Candidate(candidate, limits)}
+    outputs = {o.name for o in candidate.backend.outputs}
+    extra = _NETWORK_INPUT if _NETWORK_INPUT in outputs else ""
+    candidates = {candidate_path.name: Candidate(candidate, limits, extra)}
     with reference, candidate:
         results = verify(
             reference, candidates, pictures, environment=describe_environment(), advance=advance

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from boxwright.errors import RequestError, nearest_name
-from boxwright.types import DEFAULT_OPSET, NmsSettings, Target
+from boxwright.types import DEFAULT_OPSET, LONGEST_SIDE_PX, NmsSettings, Target
 
 __all__ = [
     "CalibrationOptions",
@@ -52,6 +52,24 @@ class TargetOptions(_Strict):
     outputs: Literal["raw", "end2end"] = "raw"
     nms: Literal["onnx", "efficient_nms", "portable"] = "onnx"
     deployment: Literal["cpu", "openvino", "tensorrt"] = "cpu"
+    input: Literal["tensor", "image"] = "tensor"
+    source_size: tuple[WholeNumber, WholeNumber] | None = None
+    image_layout: Literal["nhwc", "nchw"] = "nhwc"
+    image_color: Literal["bgr", "rgb"] = "bgr"
+
+    @field_validator("source_size")
+    @classmethod
+    def _size_is_a_picture(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not all(1 <= side <= LONGEST_SIDE_PX for side in value):
+            raise ValueError(f"sides must be between 1 and {LONGEST_SIDE_PX} pixels")
+        return value
+
+    @model_validator(mode="after")
+    def _pictures_are_asked_for(self) -> TargetOptions:
+        given = self.model_fields_set & {"source_size", "image_layout", "image_color"}
+        if given and self.input != "image":
+            raise ValueError(f"{min(given)} needs input: image")
+        return self
 
 
 class NmsOptions(_Strict):
@@ -229,6 +247,10 @@ class Recipe(_Strict):
                 dynamic_thresholds=self.nms.dynamic_thresholds and t.outputs == "end2end",
                 nms_iterations=self.nms.iterations,
                 deployment=t.deployment if t.precision == "int8" else "cpu",
+                input=t.input,
+                source_size=t.source_size,
+                image_layout=t.image_layout,
+                image_color=t.image_color,
             )
             for t in self.targets
         ]

@@ -46,6 +46,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Image: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), BGR unless said otherwise
 
+LONGEST_SIDE_PX = 32_768  # of a picture that a graph preprocesses
 DEFAULT_OPSET = 17  # every supported TensorRT and OpenVINO reads it
 
 Resize: TypeAlias = Literal["letterbox", "letterbox_top_left", "stretch"]
@@ -53,6 +54,8 @@ Color: TypeAlias = Literal["rgb", "bgr"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Deployment: TypeAlias = Literal["cpu", "openvino", "tensorrt"]
 OutputKind: TypeAlias = Literal["raw", "end2end"]
+InputKind: TypeAlias = Literal["tensor", "image"]
+ImageLayout: TypeAlias = Literal["nhwc", "nchw"]
 NmsForm: TypeAlias = Literal["onnx", "efficient_nms", "portable"]
 TaskName: TypeAlias = Literal["detect"]
 Span: TypeAlias = Literal[
@@ -248,6 +251,11 @@ class Target:
         dynamic_thresholds: The two thresholds are optional inputs of the graph.
         nms_iterations: Unrolled steps of the portable NMS.
         deployment: Where an INT8 file shall run; other precisions run anywhere.
+        input: `tensor` for what `Preprocess` makes on the host, `image` for uint8 pictures, which
+            the graph preprocesses; its end-to-end boxes are in source pixels.
+        source_size: Picture (height, width) that an image-input graph is made for; None for any.
+        image_layout: Axes of the pictures: (N, H, W, 3) or (N, 3, H, W).
+        image_color: Channel order of the pictures.
     """
 
     precision: Precision = "fp32"
@@ -258,6 +266,10 @@ class Target:
     dynamic_thresholds: bool = False
     nms_iterations: int = 16
     deployment: Deployment = "cpu"
+    input: InputKind = "tensor"
+    source_size: tuple[int, int] | None = None
+    image_layout: ImageLayout = "nhwc"
+    image_color: Color = "bgr"
 
     @property
     def suffix(self) -> str:
@@ -267,6 +279,8 @@ class Target:
         ('fp32', 'fp16.end2end.portable.b8')
         >>> Target("int8").suffix, Target("int8", deployment="tensorrt").suffix
         ('int8', 'int8.tensorrt')
+        >>> Target(outputs="end2end", input="image", source_size=(1080, 1920)).suffix
+        'fp32.end2end.image1080x1920'
         """
         parts: list[str] = [self.precision]
         if self.precision == "int8" and self.deployment != "cpu":
@@ -277,7 +291,19 @@ class Target:
                 parts.append(self.nms)
         if self.batch is not None:
             parts.append(f"b{self.batch}")
+        if self.input == "image":
+            size = self.source_size
+            parts.append(f"image{size[0]}x{size[1]}" if size else "image")
+            parts += [self.image_layout] if self.image_layout != "nhwc" else []
+            parts += [self.image_color] if self.image_color != "bgr" else []
         return ".".join(parts)
+
+    @property
+    def of_tensor(self) -> Target:
+        """The file that an image-input one is made from: the same, but for its input."""
+        return dataclasses.replace(
+            self, input="tensor", source_size=None, image_layout="nhwc", image_color="bgr"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -286,7 +312,11 @@ class Target:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Target:
         """Read what `as_dict` wrote; unknown keys raise `TypeError`."""
-        return cls(**data)
+        values = dict(data)
+        if values.get("source_size") is not None:
+            height, width = values["source_size"]
+            values["source_size"] = (int(height), int(width))
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)

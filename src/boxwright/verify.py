@@ -17,11 +17,20 @@ import numpy.typing as npt
 from boxwright import boxes
 from boxwright.detector import Detector
 from boxwright.errors import ImageError
+from boxwright.image_parity import box_gap, fitted, grey_gap
 from boxwright.matching import Matches, MatchRules, match_detections
 from boxwright.preprocess import Placement, source_from_input
 from boxwright.types import Check, Detections, FloatArray, Image, NmsSettings, Parity, Precision
 
-__all__ = ["TOLERANCES", "Candidate", "Tolerance", "choose_threshold", "verify"]
+__all__ = [
+    "GREY_LEVELS",
+    "PICTURE_BOX_PX",
+    "TOLERANCES",
+    "Candidate",
+    "Tolerance",
+    "choose_threshold",
+    "verify",
+]
 
 _ENOUGH_DETECTIONS = 50  # what a lowered threshold should yield, when nothing else does
 _LEAST_SPREAD = 0.01  # of the scores of those
@@ -29,6 +38,11 @@ _LEAST_SPREAD = 0.01  # of the scores of those
 # errors add up as the square root of their number.
 _OWN_NOISE_FACTOR = 8.0
 _LARGEST_ALLOWANCE = 0.15  # no sensitivity excuses more than this
+
+# Of files that take pictures, against the host's path; boxes in pixels of the picture or, where it
+# is larger, of the network's input.
+GREY_LEVELS = 1.0
+PICTURE_BOX_PX = 0.5
 
 Outputs = dict[str, npt.NDArray[Any]]
 
@@ -78,10 +92,23 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file to prove: its open detector, and the precision whose tolerances hold."""
+    """A file to prove.
+
+    Attributes:
+        detector: It, open.
+        precision: Whose tolerances hold.
+        network_input: Name of the extra output that holds what its graph made of a picture; empty
+            where it has none.
+    """
 
     detector: Detector
     precision: Precision
+    network_input: str = ""
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether its graph preprocesses."""
+        return self.detector.target.input == "image"
 
 
 @dataclass(slots=True)
@@ -108,6 +135,8 @@ class _Tally:
     own_noise: float = 0.0
     batch_differences: int = 0
     batches: int = 0
+    grey_gap: float | None = None  # of files that take pictures
+    box_gap: float | None = None
 
     def forget_background(self) -> None:
         """Drop what was compared before any anchor stood out."""
@@ -132,10 +161,12 @@ class _Tally:
 class _Reference:
     """The source on one picture; everything it computes is computed once."""
 
-    def __init__(self, detector: Detector, image: Image) -> None:
+    def __init__(self, detector: Detector, image: Image, tensor: FloatArray | None = None) -> None:
+        """Run the source; on `tensor` in the place of what the host makes of the picture."""
         self.detector = detector
+        self.image = image
         batch, self.places = detector.preprocess([image])
-        self.batch = batch.copy()
+        self.batch: FloatArray = batch.copy() if tensor is None else tensor
         self.outputs = {n: v.copy() for n, v in detector.infer(self.batch).items()}
         self._found: dict[NmsSettings, Detections] = {}
 
@@ -174,9 +205,10 @@ def verify(
 ) -> dict[str, Parity]:
     """Compare files with their source on pictures, tensor by tensor and box by box.
 
-    All see the very same input tensor. Raw outputs are compared where a file has them; detections
-    always, at the file's operating settings. Then a batch of three pictures is compared with the
-    same pictures one by one, where the file's batch is free.
+    All see the very same input tensor: a file that takes pictures makes its own, which may differ
+    from the host's by a grey level, and the source is run on that. Raw outputs are compared where
+    a file has them; detections always, at the file's operating settings. Then a batch of three
+    pictures is compared with the same pictures one by one, where the file's batch is free.
 
     Args:
         reference: The source, with a raw head.
@@ -194,9 +226,12 @@ def verify(
     tallies = {name: _Tally() for name in candidates}
     first: list[Image] = []
     for count, image in enumerate(_images(pictures)):
-        source = _Reference(reference, image)
+        sources: dict[tuple[int, ...], list[_Reference]] = {}
         for name, candidate in candidates.items():
-            _compare(source, candidate, tallies[name])
+            if candidate.takes_pictures:
+                _compare_pictures(reference, image, candidate, tallies[name], sources)
+            else:
+                _compare(_host(reference, image, sources)[0], candidate, tallies[name])
         if count < 3:
             first.append(image)
         advance(1)
@@ -228,13 +263,54 @@ def _rules(candidate: Candidate) -> MatchRules:
     return MatchRules(nms.score_threshold, nms_iou, limits.min_iou, limits.score)
 
 
-def _compare(source: _Reference, candidate: Candidate, tally: _Tally) -> None:
-    """Add one picture to a tally."""
+def _host(
+    reference: Detector, image: Image, sources: dict[tuple[int, ...], list[_Reference]]
+) -> list[_Reference]:
+    """Return what the source was run on for a picture of this size, the host's path first."""
+    if image.shape not in sources:
+        sources[image.shape] = [_Reference(reference, image)]
+    return sources[image.shape]
+
+
+def _compare_pictures(
+    reference: Detector,
+    image: Image,
+    candidate: Candidate,
+    tally: _Tally,
+    sources: dict[tuple[int, ...], list[_Reference]],
+) -> None:
+    """Add one picture to the tally of a file that takes pictures."""
+    detector = candidate.detector
+    image = fitted(image, detector.target.source_size)
+    batch, _ = detector.preprocess([image] * (detector.fixed_batch or 1))
+    got = detector.infer(batch, detector.nms)
+    known = _host(reference, image, sources)
+    source = known[0]
+    if candidate.network_input:
+        tensor = got.pop(candidate.network_input)[:1].copy()
+        gap = grey_gap(tensor[0], source.batch[0], detector.spec.preprocess)
+        tally.grey_gap = max(tally.grey_gap or 0.0, gap)
+        same = [s for s in known if np.array_equal(s.batch, tensor)]
+        if not same:
+            known.append(_Reference(reference, image, tensor))
+        source = same[0] if same else known[-1]
+    _compare(source, candidate, tally, got)
+    if candidate.precision == "fp32":
+        found = detector.postprocess(got, source.places, detector.nms)[0]
+        gap = box_gap(known[0].detections(detector.nms), found) * min(1.0, *source.places[0].scale)
+        tally.box_gap = max(tally.box_gap or 0.0, gap)
+
+
+def _compare(
+    source: _Reference, candidate: Candidate, tally: _Tally, got: Outputs | None = None
+) -> None:
+    """Add one picture to a tally; `got` is what the file made of it, where that is known."""
     detector, limits = candidate.detector, TOLERANCES[candidate.precision]
     settings, rules = detector.nms, _rules(candidate)
     loose = max(0.0, settings.score_threshold - limits.score)
     strict = dataclasses.replace(settings, score_threshold=loose)
-    got = detector.infer(_padded(detector, source.batch), settings)
+    if got is None:
+        got = detector.infer(_padded(detector, source.batch), settings)
     tally.wrong_values += sum(_count_not_finite(v) for v in got.values())
     if not detector.end2end:
         _compare_raw(source, got, limits, tally)
@@ -349,6 +425,9 @@ def _aligned_rows(
 def _compare_batch(candidate: Candidate, images: list[Image], tally: _Tally) -> None:
     """Count pictures whose detections differ between a batch of three and one by one."""
     detector = candidate.detector
+    if candidate.takes_pictures:
+        size = detector.target.source_size or images[0].shape[:2]
+        images = [fitted(image, (size[0], size[1])) for image in images]
     alone = [_detect(detector, [image])[0] for image in images]
     together = _detect(detector, images)
     rules = _rules(candidate)
@@ -373,6 +452,8 @@ def _at_most(name: str, measured: float, limit: float, note: str = "") -> Check:
 def _checks(tally: _Tally, candidate: Candidate) -> Iterator[Check]:
     limits = TOLERANCES[candidate.precision]
     yield _at_most("values that are not finite", tally.wrong_values, 0)
+    if tally.grey_gap is not None:
+        yield _at_most("input tensor, grey levels", tally.grey_gap, GREY_LEVELS)
     if not candidate.detector.end2end:
         yield from _raw_checks(tally, limits)
     if tally.found == 0 and tally.extra == 0 and tally.missing == 0:
@@ -396,6 +477,9 @@ def _checks(tally: _Tally, candidate: Candidate) -> Iterator[Check]:
         if tally.batches:
             yield _at_most("pictures that differ in a batch of 3", tally.batch_differences, 0)
         return
+    if tally.box_gap is not None:
+        note = "against the source behind the host's preprocessing"
+        yield _at_most("boxes in the picture, px", tally.box_gap, PICTURE_BOX_PX, note)
     yield _at_most("1 - IoU of matched boxes", 1 - tally.min_iou, 1 - limits.min_iou)
     score_limit, note = _score_limit(tally, limits.score)
     yield _at_most("scores of matched boxes", tally.score_gap, score_limit, note)

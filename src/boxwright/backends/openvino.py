@@ -90,7 +90,17 @@ class OpenVinoBackend:
 
         OpenVINO computes fixed shapes faster than free ones, and INT8 graphs of a free batch
         wrongly where GatherND follows (2026.4). A few shapes are kept, the latest ones.
+        Where uint8 pictures go in, their sides stay free: nothing behind the preprocessing depends
+        on them, and a new size would cost a compilation.
         """
+        first = self._graph.inputs[0]
+        if self.inputs[0].dtype == "uint8":
+            sides = first.get_partial_shape()
+            free = [
+                -1 if not d.is_static and i else n
+                for i, (d, n) in enumerate(zip(sides, shape, strict=True))
+            ]
+            shape = tuple(free)
         if shape in self._compiled:
             self._compiled.move_to_end(shape)
             return self._compiled[shape]

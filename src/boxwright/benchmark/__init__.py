@@ -17,7 +17,12 @@ from typing import Any
 from boxwright.benchmark.comparison import baseline_name, compared
 from boxwright.benchmark.memory import measure_peak_memory
 from boxwright.benchmark.settings import BenchmarkSettings, Entry, entries_named
-from boxwright.benchmark.subjects import chosen_batches, cost_of, pictures_for
+from boxwright.benchmark.subjects import (
+    chosen_batches,
+    cost_of,
+    pictures_for,
+    pictures_of_one_size,
+)
 from boxwright.benchmark.throughput import Loaded, measure_throughput, open_loaded
 from boxwright.benchmark.timing import Timed, measure_latency, time_network
 from boxwright.detector import Detector
@@ -80,6 +85,7 @@ class _Benchmark:
         self.before_load = before_load or (lambda: None)
         self.started = perf_counter()
         self.pictures: list[Path] = []
+        self.fitted: dict[tuple[str, int], list[Path]] = {}  # by name and batch
         self.costs: dict[Path, ModelCost | None] = {}
         self.measured: list[Measured] = []
 
@@ -105,6 +111,7 @@ class _Benchmark:
                             wanted.images, wanted.max_images, detectors[0], Path(name), wanted.seed
                         )
                         self._count_costs(detectors)
+                    self._fit_pictures(detectors, batches, Path(name))
                     self._measure(detectors, batches, threads)
             if self.settings.memory and self.settings.concurrency is None:
                 self._add_memory()
@@ -134,6 +141,18 @@ class _Benchmark:
             if entry.path not in self.costs:
                 self.costs[entry.path] = cost_of(entry.path, detector.spec.input_size)
 
+    def _fit_pictures(
+        self, detectors: Sequence[Detector], batches: list[list[int]], folder: Path
+    ) -> None:
+        """Bring the pictures to the size that a file takes, before anything is timed."""
+        for entry, detector, sizes in zip(self.entries, detectors, batches, strict=True):
+            for batch in sizes:
+                if (entry.name, batch) not in self.fitted:
+                    own = pictures_of_one_size(self.pictures, detector, batch, folder)
+                    self.fitted[entry.name, batch] = own
+                    if own != self.pictures:
+                        self.listener.note(f"{entry.name}: its pictures are stretched to one size")
+
     def _measure(
         self, detectors: Sequence[Detector], batches: list[list[int]], threads: int | None
     ) -> None:
@@ -149,7 +168,10 @@ class _Benchmark:
     def _measure_latency(
         self, entries: list[Entry], detectors: list[Detector], batch: int, threads: int | None
     ) -> None:
-        files = [Timed(d, batch) for d in detectors]
+        files = [
+            Timed(d, batch, self.fitted[e.name, batch])
+            for e, d in zip(entries, detectors, strict=True)
+        ]
         label = f"latency, threads {threads or 'default'}, batch {batch}"
         before = read_cpu_counters()
         measure_latency(
@@ -190,7 +212,8 @@ class _Benchmark:
         with ExitStack() as stack:
             files: list[Loaded] = []
             for entry, detector in zip(entries, detectors, strict=True):
-                images = [self.pictures[i % len(self.pictures)] for i in range(batch)]
+                own = self.fitted[entry.name, batch]
+                images = [own[i % len(own)] for i in range(batch)]
                 tensor, _ = detector.preprocess([detector.read(path) for path in images])
                 feed = detector.feed(tensor.copy(), detector.nms)
                 opened = open_loaded(entry, feed, batch, each, self.settings)
@@ -246,7 +269,7 @@ class _Benchmark:
             self.listener.count("memory", index, len(self.measured))
             peak = measure_peak_memory(
                 by_name[measured.name],
-                self.pictures,
+                self.fitted[measured.name, measured.batch],
                 threads=measured.threads,
                 batch=measured.batch,
                 device=self.settings.device,

@@ -9,10 +9,11 @@ import cv2
 
 from boxwright.detector import Detector
 from boxwright.errors import RequestError
+from boxwright.image_parity import fitted
 from boxwright.images import expand_paths, read_image
 from boxwright.measurement.records import ModelCost
 
-__all__ = ["chosen_batches", "cost_of", "pictures_for"]
+__all__ = ["chosen_batches", "cost_of", "pictures_for", "pictures_of_one_size"]
 
 _SAMPLE_CLASSES = ("text_block",)
 _GENERATED = 4
@@ -61,6 +62,36 @@ def pictures_for(
         paths.append(folder / f"generated_{index}.jpg")
         paths[-1].write_bytes(data.tobytes())
     return paths, f"{_GENERATED} generated pictures without objects (JPEG)"
+
+
+def pictures_of_one_size(
+    pictures: Sequence[Path], detector: Detector, batch: int, folder: Path
+) -> list[Path]:
+    """Return pictures that a file can take in one batch; most files take any.
+
+    A file that takes pictures as they are wants those of one size together, or of its only size.
+    Where they are of others, JPEG copies are stretched to it, or to the first one's size.
+
+    Args:
+        pictures: What all files look at.
+        detector: The file.
+        batch: Pictures of one call.
+        folder: Where copies are written.
+    """
+    only = detector.target.source_size
+    if detector.target.input != "image" or (only is None and batch == 1):
+        return list(pictures)
+    images = [read_image(path) for path in pictures]
+    size = only or (images[0].shape[0], images[0].shape[1])
+    found = []
+    for number, (path, image) in enumerate(zip(pictures, images, strict=True)):
+        if image.shape[:2] != size:
+            done, data = cv2.imencode(".jpg", fitted(image, size))
+            assert done, "a picture can be a JPEG"
+            path = folder / f"{size[0]}x{size[1]}_{number}.jpg"
+            path.write_bytes(data.tobytes())
+        found.append(path)
+    return found
 
 
 def chosen_batches(asked: Sequence[int], detector: Detector, name: str) -> list[int]:

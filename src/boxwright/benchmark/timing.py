@@ -32,6 +32,7 @@ class Timed:
 
     detector: Detector
     batch: int
+    pictures: Sequence[Path] = ()  # its own, in the place of those of all files
     samples: dict[Span, list[float]] = field(default_factory=lambda: {s: [] for s in SPANS})
     sample_rounds: list[int] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
@@ -43,6 +44,7 @@ class Timed:
 
     def call(self, pictures: Sequence[Path], index: int) -> dict[Span, float]:
         """Time the call number `index`; the same number means the same pictures for all files."""
+        pictures = self.pictures or pictures
         first = index * self.batch
         return time_call(
             self.detector, [pictures[(first + i) % len(pictures)] for i in range(self.batch)]

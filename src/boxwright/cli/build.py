@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from boxwright.engines import BuildSettings
     from boxwright.outcome import Listener
 
-__all__ = ["command"]
+__all__ = ["command", "image_sizes_from_text"]
 
+Size = tuple[int, int]
 _LEVELS = ["none", "ampere_plus", "same_compute_capability"]
 
 
@@ -34,6 +35,11 @@ _LEVELS = ["none", "ampere_plus", "same_compute_capability"]
     "--batch",
     metavar="MIN,OPT,MAX",
     help="Pictures of a graph whose batch is free; one number for all three. Default: 1.",
+)
+@click.option(
+    "--image-sizes",
+    metavar="MIN,OPT,MAX",
+    help="Pictures (HEIGHTxWIDTH) of a graph that takes them in any size; one for all three.",
 )
 @click.option("--workspace-gib", type=float, metavar="X", help="Most memory of one layer.")
 @click.option(
@@ -204,11 +210,34 @@ def _print(built: dict[str, Any]) -> None:
         click.echo(built["trtexec"])
 
 
+def image_sizes_from_text(text: str) -> tuple[Size, Size, Size]:
+    """Read `1080x1920` or `480x640,1080x1920,2160x3840`.
+
+    Raises:
+        RequestError: It is not one or three sizes.
+
+    >>> image_sizes_from_text("480x640,1080x1920,2160x3840")
+    ((480, 640), (1080, 1920), (2160, 3840))
+    """
+    words = [w.strip().lower() for w in text.split(",")]
+    found = [re.fullmatch("([0-9]{1,6})x([0-9]{1,6})", w) for w in words]
+    sizes = [(int(m[1]), int(m[2])) for m in found if m]
+    if len(words) not in (1, 3) or len(sizes) != len(words):
+        raise RequestError(
+            f"--image-sizes {text}",
+            "it is not smallest, best, largest HEIGHTxWIDTH",
+            "use e.g. 480x640,1080x1920,2160x3840",
+        )
+    low, best, high = sizes * 3 if len(sizes) == 1 else sizes
+    return low, best, high
+
+
 def _settings(options: dict[str, Any]) -> BuildSettings:
     from boxwright.cli.options import batch_from_text
     from boxwright.engines import BuildSettings
 
     batch, sources = options["batch"], options["tactic_sources"]
+    sizes = options["image_sizes"]
     return BuildSettings(
         batch=batch_from_text("--batch", batch) if batch is not None else None,
         workspace_gib=options["workspace_gib"],
@@ -219,6 +248,7 @@ def _settings(options: dict[str, Any]) -> BuildSettings:
         dla_core=options["dla_core"],
         tactic_sources=_sources(sources) if sources is not None else None,
         verbose=options["verbose"],
+        image_sizes=image_sizes_from_text(sizes) if sizes is not None else None,
     )
 
 

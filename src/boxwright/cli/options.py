@@ -29,6 +29,8 @@ _PRECISIONS = ("fp32", "fp16", "int8")
 _DEPLOYMENTS = ("cpu", "openvino", "tensorrt")
 _OUTPUTS = ("raw", "end2end")
 _NMS = ("onnx", "efficient_nms", "portable")
+_INPUTS = ("tensor", "image")
+_PICTURES = {"image_layout": ("nhwc", "nchw"), "image_color": ("bgr", "rgb")}
 
 
 def words_from_text(option: str, text: str, known: tuple[str, ...]) -> list[str]:
@@ -57,13 +59,18 @@ def image_size_from_text(text: str) -> tuple[int, int]:
     >>> image_size_from_text("640"), image_size_from_text("384x640")
     ((640, 640), (384, 640))
     """
-    parts = text.lower().replace("x", ",").replace(" ", ",").split(",")
-    if len(parts) not in (1, 2) or not all(_WHOLE_NUMBER.fullmatch(p) for p in parts):
+    sides = _sides(text)
+    if len(sides) not in (1, 2):
         raise RequestError(
             f"--image-size {text}", "it is not a side or height,width", "use e.g. 640 or 384,640"
         )
-    sides = [int(p) for p in parts]
     return sides[0], sides[-1]
+
+
+def _sides(text: str) -> list[int]:
+    """Read numbers between commas or x; nothing when one of them is not whole."""
+    parts = text.lower().replace("x", ",").replace(" ", ",").split(",")
+    return [int(p) for p in parts] if all(_WHOLE_NUMBER.fullmatch(p) for p in parts) else []
 
 
 def conversion_options(function: F) -> F:
@@ -73,6 +80,23 @@ def conversion_options(function: F) -> F:
             "--precision", metavar="LIST", help="fp32, fp16, int8; a comma list. Default: fp32."
         ),
         click.option("--outputs", metavar="LIST", help="raw, end2end; a comma list. Default: raw."),
+        click.option(
+            "--input",
+            metavar="LIST",
+            help="tensor, or image for uint8 pictures that the graph preprocesses; a comma list. "
+            "Default: tensor.",
+        ),
+        click.option(
+            "--source-size",
+            metavar="H,W",
+            help="The only picture size of --input image. Default: any.",
+        ),
+        click.option(
+            "--image-layout", metavar="WORD", help="Of --input image: nhwc (the default), nchw."
+        ),
+        click.option(
+            "--image-color", metavar="WORD", help="Of --input image: bgr (the default), rgb."
+        ),
         click.option("--model-only", is_flag=True, help="The raw head alone: --outputs raw."),
         click.option(
             "--nms",
@@ -301,12 +325,12 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
         raise RequestError(
             f"--nms {options['nms']}", "no end-to-end file is asked for", "add --outputs end2end"
         )
-    targets: list[dict[str, str]] = []
+    targets: list[dict[str, Any]] = []
     for precision, deployment in _bodies(precisions, options["deploy"]):
         for output in outputs:
             for form in forms if output == "end2end" else ["onnx"]:
                 target = {"precision": precision, "outputs": output, "nms": form}
-                targets.append({**target, "deployment": deployment})
+                targets += [{**target, "deployment": deployment, **i} for i in _inputs(options)]
     nms_keys = {
         "score_threshold": "score_threshold",
         "iou_threshold": "iou_threshold",
@@ -362,6 +386,42 @@ def _bodies(precisions: list[str], deploy: str | None) -> list[tuple[str, str]]:
         )
     places = words_from_text("--deploy", deploy or "cpu", _DEPLOYMENTS)
     return [(p, d) for p in precisions for d in (places if p == "int8" else ["cpu"])]
+
+
+def _inputs(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the keys of each kind of input that is asked for.
+
+    Raises:
+        RequestError: A word is unknown, or pictures are described that nothing takes.
+    """
+    kinds = words_from_text("--input", options["input"] or "tensor", _INPUTS)
+    pictures: dict[str, Any] = {"input": "image"}
+    for key, known in _PICTURES.items():
+        if options[key] is not None:
+            option = f"--{key.replace('_', '-')}"
+            words = words_from_text(option, options[key], known)
+            if len(words) > 1:
+                raise RequestError(
+                    f"{option} {options[key]}", "a file has one of them", f"use {words[0]}"
+                )
+            pictures[key] = words[0]
+    if options["source_size"] is not None:
+        sides = _sides(options["source_size"])
+        if len(sides) != 2:
+            raise RequestError(
+                f"--source-size {options['source_size']}",
+                "it is not height,width",
+                "use e.g. 1080,1920",
+            )
+        pictures["source_size"] = sides
+    given = [k for k in pictures if k != "input"]
+    if given and "image" not in kinds:
+        raise RequestError(
+            f"--{given[0].replace('_', '-')}",
+            "it is of files that take pictures, and none is asked for",
+            "add --input image",
+        )
+    return [pictures if kind == "image" else {} for kind in kinds]
 
 
 def _calibration(options: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def prepare(onnx: Path, settings: BuildSettings, runtime: PlanRuntime) -> Reques
     settings.check(runtime)
     facts = read_facts(onnx)
     refuse_unbuildable(facts, runtime)
-    profile = profile_for(facts, settings.batch)
+    profile = profile_for(facts, settings.batch, settings.image_sizes)
     trt = load_tensorrt(runtime)
     gpu = find_gpu(with_driver=True)
     if runtime == "tensorrt" and gpu is None:
@@ -284,7 +284,7 @@ def _configure(request: Request, builder: Any, network: Any, config: Any) -> lis
         for name, shapes in request.profile.items():
             profile.set_shape(name, *shapes)
         config.add_optimization_profile(profile)
-        if settings.batch is None:
+        if settings.batch is None and any(not isinstance(s[0], int) for _, s in facts.inputs):
             notes.append("its batch is free, the plan takes 1 picture; --batch 1,8,32 takes more")
     if facts.stamp is None:
         notes.append(

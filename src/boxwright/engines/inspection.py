@@ -155,6 +155,8 @@ def refuse_unbuildable(facts: GraphFacts, runtime: PlanRuntime) -> None:
             "export with --nms portable, or use --runtime tensorrt",
         )
     for name, shape in facts.inputs:
+        if picture_sides(facts) is not None:
+            continue
         free = [str(d) for d in shape[1:] if not isinstance(d, int)]
         if free:
             raise GraphError(
@@ -164,18 +166,39 @@ def refuse_unbuildable(facts: GraphFacts, runtime: PlanRuntime) -> None:
             )
 
 
+def picture_sides(facts: GraphFacts) -> tuple[int, int] | None:
+    """Return the axes of height and width of a graph that takes pictures of any size, or None."""
+    target = facts.stamp.target if facts.stamp else None
+    if target is None or target.input != "image" or target.source_size is not None:
+        return None
+    return (1, 2) if target.image_layout == "nhwc" else (2, 3)
+
+
 def profile_for(
-    facts: GraphFacts, batch: tuple[int, int, int] | None
+    facts: GraphFacts,
+    batch: tuple[int, int, int] | None,
+    sizes: tuple[Shape, Shape, Shape] | None = None,
 ) -> dict[str, tuple[Shape, Shape, Shape]]:
     """Return the smallest, best and largest shape of each input whose batch is free.
 
     Args:
         facts: Of the graph.
         batch: Pictures; None means 1, or whatever the graph is fixed to.
+        sizes: Pictures' (height, width), of a graph that takes them in any size.
 
     Raises:
-        RequestError: The graph is fixed to another batch.
+        RequestError: The graph is fixed to another batch, or its sizes are free and not given, or
+            the other way round.
     """
+    axes = picture_sides(facts)
+    if axes is None and sizes is not None:
+        raise RequestError("--image-sizes", f"{facts.path.name} takes one size only", "drop it")
+    if axes is not None and sizes is None:
+        raise RequestError(
+            facts.path.name,
+            "it takes pictures of any size, and a plan wants to know which",
+            "give --image-sizes, e.g. 480x640,1080x1920,2160x3840",
+        )
     profile: dict[str, tuple[Shape, Shape, Shape]] = {}
     for name, shape in facts.inputs:
         first = shape[0] if shape else 1
@@ -186,8 +209,20 @@ def profile_for(
                     f"{facts.path.name} takes {first} pictures only",
                     "drop it, or export with a dynamic batch",
                 )
-            continue
-        rest = tuple(int(d) for d in shape[1:])
-        low, best, high = batch or (1, 1, 1)
-        profile[name] = ((low, *rest), (best, *rest), (high, *rest))
+            if not axes:
+                continue
+        counts = (first,) * 3 if isinstance(first, int) else batch or (1, 1, 1)
+        profile[name] = (
+            _shape(shape, counts[0], axes, sizes[0] if sizes else ()),
+            _shape(shape, counts[1], axes, sizes[1] if sizes else ()),
+            _shape(shape, counts[2], axes, sizes[2] if sizes else ()),
+        )
     return profile
+
+
+def _shape(
+    shape: tuple[int | str, ...], count: int, axes: tuple[int, int] | None, size: Shape
+) -> Shape:
+    """Return a shape with its batch and, where they are free, the picture's sides filled in."""
+    sides = dict(zip(axes or (), size, strict=True))
+    return (count, *(sides.get(i, d) for i, d in enumerate(shape) if i))  # type: ignore[arg-type]

@@ -12,9 +12,11 @@ from typing import Any, Literal
 from boxwright.engine_record import Shape
 from boxwright.errors import RequestError
 from boxwright.nvidia import PlanRuntime, version_numbers
+from boxwright.types import LONGEST_SIDE_PX
 
 __all__ = ["TACTIC_SOURCES", "BuildSettings", "HardwareCompatibility", "build_line", "trtexec_line"]
 
+Size = tuple[int, int]
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 TACTIC_SOURCES = (
     "CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS",
@@ -42,6 +44,8 @@ class BuildSettings:
         dla_core: Deep learning accelerator of a Jetson; what it cannot do stays on the GPU.
         tactic_sources: Libraries that kernels may come from (`TACTIC_SOURCES`).
         verbose: Pass on everything that TensorRT says.
+        image_sizes: Smallest, best and largest picture (height, width) of a graph that takes
+            pictures of any size.
     """
 
     batch: tuple[int, int, int] | None = None
@@ -53,6 +57,7 @@ class BuildSettings:
     dla_core: int | None = None
     tactic_sources: tuple[str, ...] | None = None
     verbose: bool = False
+    image_sizes: tuple[Size, Size, Size] | None = None
 
     def check(self, runtime: PlanRuntime) -> None:
         """Refuse values that no build can honour.
@@ -65,6 +70,8 @@ class BuildSettings:
             raise RequestError(
                 f"--batch {text}", "it is not smallest, best, largest, from 1 on", "use e.g. 1,8,32"
             )
+        if self.image_sizes is not None:
+            self._check_sizes(self.image_sizes)
         if self.workspace_gib is not None and not 0 < self.workspace_gib <= 1024:
             raise RequestError(
                 f"--workspace-gib {self.workspace_gib:g}", "it is not between 0 and 1024", "use 4"
@@ -88,6 +95,16 @@ class BuildSettings:
         if runtime == "tensorrt-rtx":
             self._check_rtx()
 
+    @staticmethod
+    def _check_sizes(sizes: tuple[Size, Size, Size]) -> None:
+        for low, best, high in zip(*sizes, strict=True):
+            if not 1 <= low <= best <= high <= LONGEST_SIDE_PX:
+                raise RequestError(
+                    f"--image-sizes {_size_words(sizes)}",
+                    f"a side is not smallest, best, largest, from 1 to {LONGEST_SIDE_PX}",
+                    "use e.g. 480x640,1080x1920,2160x3840",
+                )
+
     def _check_rtx(self) -> None:
         asked = {
             "--dla-core": self.dla_core is not None,
@@ -110,7 +127,14 @@ class BuildSettings:
             del values[key]
         for key in ("batch", "tactic_sources"):
             values[key] = list(values[key]) if values[key] is not None else None
+        sizes = values.pop("image_sizes")
+        if sizes is not None:  # plans of other graphs are described as they always were
+            values["image_sizes"] = [list(size) for size in sizes]
         return values
+
+
+def _size_words(sizes: tuple[Size, Size, Size]) -> str:
+    return ",".join(f"{height}x{width}" for height, width in sizes)
 
 
 def build_line(settings: BuildSettings, onnx: Path, runtime: PlanRuntime) -> str:
@@ -124,6 +148,8 @@ def build_line(settings: BuildSettings, onnx: Path, runtime: PlanRuntime) -> str
         words += ["--runtime", runtime]
     if settings.batch is not None:
         words += ["--batch", ",".join(str(n) for n in settings.batch)]
+    if settings.image_sizes is not None:
+        words += ["--image-sizes", _size_words(settings.image_sizes)]
     if settings.workspace_gib is not None:
         words += ["--workspace-gib", f"{settings.workspace_gib:g}"]
     if settings.optimization_level is not None:

@@ -154,7 +154,13 @@ def _add_thresholds(
     return _SCORE, _IOU
 
 
-def _add_results(b: GraphBuilder, c: Candidates, keep: str, count: int) -> None:
+def _add_results(
+    b: GraphBuilder,
+    c: Candidates,
+    keep: str,
+    count: int,
+    names: tuple[str, ...] = OUTPUT_NAMES,
+) -> None:
     """Append step 4 of `NmsSettings` and the four outputs."""
     # A kept candidate scores above a threshold of at least 0, so zero marks the others.
     kept_scores = b.op("Mul", c.scores, keep)
@@ -164,10 +170,10 @@ def _add_results(b: GraphBuilder, c: Candidates, keep: str, count: int) -> None:
     labels = b.op("GatherElements", c.labels, order, axis=1)
     present = b.op("Greater", filled, b.constant(0.5, np.float32))
     classes = b.op("Where", present, labels, b.constant(-1, np.int64))
-    b.name_output(b.as_int32(b.reduce("ReduceSum", filled, 1, keepdims=True)), OUTPUT_NAMES[0])
-    b.name_output(boxes, OUTPUT_NAMES[1])
-    b.name_output(b.op("Mul", scores, filled), OUTPUT_NAMES[2])
-    b.name_output(b.as_int32(classes), OUTPUT_NAMES[3])
+    b.name_output(b.as_int32(b.reduce("ReduceSum", filled, 1, keepdims=True)), names[0])
+    b.name_output(boxes, names[1])
+    b.name_output(b.op("Mul", scores, filled), names[2])
+    b.name_output(b.as_int32(classes), names[3])
 
 
 def _declare_outputs(
@@ -222,7 +228,13 @@ def runnable_anywhere(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     kept = [n for n in copy.graph.node if n.op_type != "EfficientNMS_TRT"]
-    kept = [n for n in kept if not set(n.input) & set(plugin.output)]
+    named = [n for n in kept if set(n.input) & set(plugin.output)]
+    names = tuple(n.output[0] for o in plugin.output for n in named if o in n.input)
+    behind = [n for n in kept if set(n.input) & set(names)]  # image-input graphs map the boxes
+    for node in kept:
+        if any(set(node.input) & set(n.output) for n in behind):
+            behind.append(node)
+    kept = [n for n in kept if n not in named and n not in behind]
     values = {a.name: helper.get_attribute_value(a) for a in plugin.attribute}
     limit = int(values["max_output_boxes"])
     settings = NmsSettings(
@@ -244,7 +256,9 @@ def runnable_anywhere(model: onnx.ModelProto) -> onnx.ModelProto:
         class_count=class_count,
     )
     thresholds = _add_thresholds(b, settings, dynamic=False, nms_free=False)
-    _add_results(b, candidates, add_onnx_nms(b, candidates, settings, thresholds), limit)
+    keep = add_onnx_nms(b, candidates, settings, thresholds)
+    _add_results(b, candidates, keep, limit, names)
+    copy.graph.node.extend(behind)
     return copy
 
 

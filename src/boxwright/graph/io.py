@@ -110,7 +110,10 @@ def _without_plugins(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [n for n in copy.graph.node if n.domain != "TRT"]
     cut = [n for n in copy.graph.node if n.domain == "TRT"]
     after = {name for node in cut for name in node.output}
-    kept = [n for n in kept if not after.intersection(n.input)]
+    for node in kept:
+        if after.intersection(node.input):
+            after.update(node.output)
+    kept = [n for n in kept if not after.intersection(n.output)]
     del copy.graph.node[:], copy.graph.output[:]
     copy.graph.node.extend(kept)
     for node in cut:

@@ -25,7 +25,8 @@ class _Candidate:
 
 def raw_twin(target: Target, artifacts: Sequence[Made]) -> Made | None:
     """Return the raw file with the same body as an end-to-end one; itself for a raw one."""
-    for made in artifacts:
+    # One of a single picture size has no accuracy of its own.
+    for made in sorted(artifacts, key=lambda a: a.artifact.target.source_size is not None):
         other = made.artifact.target
         same = (other.precision, other.deployment, other.batch) == (
             target.precision,

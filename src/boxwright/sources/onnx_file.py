@@ -52,6 +52,10 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
             f"it holds NMS already (outputs {', '.join(sorted(outputs))})",
             "give the raw export",
         )
+    if stamp and stamp.target and stamp.target.input == "image":
+        raise SourceError(
+            str(request.path), "it takes pictures, not the network's tensor", "give the raw export"
+        )
     signature = signature_of(model)
     inputs = real_inputs(model.graph)
     height, width = (static_dimension(inputs[0], 2), static_dimension(inputs[0], 3))
