@@ -366,6 +366,7 @@ def report_of_a_run(
             {"precision": p, "outputs": o} for p in ("fp32", "fp16") for o in ("raw", "end2end")
         ],
         "threads": 2,
+        "measure": {"latency": False, "accuracy": False},
     }
     outcome = run(recipe_from_mapping(asked, "the sample"), folder)
     assert outcome.folder is not None

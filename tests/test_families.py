@@ -46,6 +46,11 @@ REAL = {
 }
 
 
+TIMELESS = {"latency": False, "accuracy": False}  # which take their time, and have their own tests
+# Others of the same kinds always run.
+LONG = ("yolov8n", "yolov9t", "yolov10n")
+
+
 def run(source: Path, out: Path, **extra):
     """Run the main job on a source with every precision, output and NMS form."""
     targets = [
@@ -58,8 +63,7 @@ def run(source: Path, out: Path, **extra):
             ("end2end", "efficient_nms"),
         )
     ]
-    timeless = {"latency": False, "accuracy": False}
-    asked = {"source": str(source), "targets": targets, "measure": timeless, **extra}
+    asked = {"source": str(source), "targets": targets, "measure": TIMELESS, **extra}
     recipe = recipe_from_mapping(asked, "test")
     return boxwright.run(recipe, out)
 
@@ -122,7 +126,9 @@ def test_a_fixed_batch_is_kept(family, tmp_path):
 @pytest.mark.parametrize(("stored", "asked"), [(13, 17), (17, 18), (17, 20)])
 def test_opset_is_honoured(stored, asked, tmp_path):
     source = ultralytics_onnx(tmp_path / "tiny.onnx", opset=stored)
-    recipe = recipe_from_mapping({"source": str(source), "opset": asked}, "test")
+    recipe = recipe_from_mapping(
+        {"source": str(source), "opset": asked, "measure": TIMELESS}, "test"
+    )
     outcome = boxwright.run(recipe, tmp_path / "runs")
     model = model_from_file(outcome.rows[0].path)
     assert [o.version for o in model.opset_import if o.domain == ""] == [asked]
@@ -155,17 +161,20 @@ def test_a_file_with_nms_inside_is_no_source(tmp_path):
 
 @needs_assets
 @pytest.mark.slow
-@pytest.mark.parametrize("file", REAL)
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, marks=pytest.mark.long if any(w in f for w in LONG) else ()) for f in REAL],
+)
 def test_real_weights_are_proven(file, tmp_path):
     """FP32 and FP16, raw and end-to-end in all forms, on real pictures."""
     if file.endswith(".pt"):
         pytest.importorskip("ultralytics", reason="the export extra is not installed")
     family, classes = REAL[file]
     pictures = [str(ASSETS / "images" / "bus.jpg"), str(ASSETS / "images" / "coco128")]
-    outcome = run(ASSETS / file, tmp_path, images=pictures, max_images=12, threads=2)
+    outcome = run(ASSETS / file, tmp_path, images=pictures, max_images=5, threads=2)
     for row in outcome.rows:
         assert row.parity is not None and row.parity.passed, row
-        assert row.parity.detections >= (0 if classes == 1 else 30)
+        assert row.parity.detections >= (0 if classes == 1 else 15)
         worst = {c.name: c.measured for c in row.parity.checks}
         if ".fp32" in row.path.name:
             assert worst.get("raw boxes, px", 0) <= 0.05 and worst.get("raw scores", 0) <= 1e-4
@@ -188,7 +197,9 @@ def test_bus_holds_four_persons_and_a_bus(tmp_path):
 
 def test_a_newer_opset_than_the_default_is_kept(tmp_path):
     source = ultralytics_onnx(tmp_path / "tiny.onnx", opset=18)
-    outcome = boxwright.run(recipe_from_mapping({"source": str(source)}, "test"), tmp_path / "runs")
+    outcome = boxwright.run(
+        recipe_from_mapping({"source": str(source), "measure": TIMELESS}, "test"), tmp_path / "runs"
+    )
     with boxwright.load(outcome.rows[0].path, "onnxruntime", quiet=True) as detector:
         assert detector.target.opset == 18
 

@@ -152,7 +152,7 @@ CONFIGURATIONS = {"yolov8n": (3.2, 8.7), "yolo11n": (2.6, 6.5)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", [pytest.param("yolov8n", marks=pytest.mark.long), "yolo11n"])
 def test_configurations(name, tmp_path):
     if importlib.util.find_spec("ultralytics") is None:
         pytest.skip("NOT TESTED, ultralytics is not installed")

@@ -109,7 +109,8 @@ def test_work_stays_on_the_gpu_that_it_names():
 def test_an_interruption_ends_all(tmp_path, environment):
     """Ctrl-C reaches this process alone, as from a terminal; no process of it stays."""
     code = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 from boxwright.gpu_jobs import Job, run_jobs
 from boxwright.outcome import Listener
 child = "import os, time; open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w'); time.sleep(60)"

@@ -130,8 +130,7 @@ def test_pages_hold_what_they_promise():
     }  # fmt: skip
     heights = [b.letter_height_px for b in blocks]
     assert min(heights) < 9 and max(heights) > 60
-    bare = [seed for seed in range(200, 260) if not generate_page(seed).blocks]
-    assert bare, "some pages have no text at all"
+    assert any(not generate_page(seed).blocks for seed in range(200, 260)), "some have no text"
 
 
 def test_every_face_has_the_letters_of_its_scripts():

@@ -534,7 +534,7 @@ def _environment(environment: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in environment.items() if k != "OUT"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="workers are forked")
 def test_a_run_and_its_continuation(tmp_path: Path, environment: dict[str, str]):
     first, second = tmp_path / "first", tmp_path / "second"
