@@ -182,7 +182,7 @@ def check(steps: Steps, stage: str, plans: list[Plan], wishes: argparse.Namespac
         else:
             words = [
                 "benchmark", str(path), "--batch", wishes.measure, "--warmup", "100",
-                "--iterations", str(wishes.iterations), "--no-memory", "--format", "json",
+                "--iterations", str(wishes.iterations), "--no-memory", "--json",
             ]  # fmt: skip
         steps.run(f"{stage}.{plan.name}", words)
 

@@ -250,7 +250,7 @@ def test_one_comparison_in_every_format(place, cli):
 @pytest.mark.skipif(not HAS_OPENVINO, reason="NOT TESTED, openvino is not installed")
 def test_runtimes_are_compared_on_one_file(place, cli):
     ran = cli(*WORDS, "--runtime", "onnxruntime,openvino", "--threads", 1, "--quick", "--baseline",
-              "tiny.onnx (openvino)", "--format", "json")  # fmt: skip
+              "tiny.onnx (openvino)", "--json")  # fmt: skip
     assert ran.code == 0, ran.err
     first, second = BenchmarkResult.from_dict(json.loads(ran.out)).measured
     assert (first.name, second.name) == ("tiny.onnx (onnxruntime)", "tiny.onnx (openvino)")

@@ -24,7 +24,7 @@ __all__ = ["command", "counts_from_text"]
 _RUNTIMES = ("auto", "onnxruntime", "openvino", "pytorch", "tensorrt")
 _QUICK = {"iterations": 10, "warmup": 2}
 # Options that are about the result of all processes.
-_OF_THE_WHOLE = ("style", "save", "force", "strict", "max_latency_ms", "baseline")
+_OF_THE_WHOLE = ("style", "as_json", "save", "force", "strict", "max_latency_ms", "baseline")
 
 
 @click.command("benchmark")
@@ -70,6 +70,7 @@ _OF_THE_WHOLE = ("style", "save", "force", "strict", "max_latency_ms", "baseline
     show_default=True,
     help="Of what is printed.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Same as --format json.")
 @click.option("--save", type=click.Path(path_type=Path), help="JSON file with every raw sample.")
 @click.option("--force", is_flag=True, help="Replace the file of --save.")
 @click.option("--strict", is_flag=True, help="Exit status 1 when the machine was noisy.")
@@ -130,7 +131,7 @@ def command(context: click.Context, /, artifacts: tuple[str, ...], **options: An
         from boxwright.store import write_atomic
 
         write_atomic(options["save"], (json.dumps(result.as_dict()) + "\n").encode())
-    _print(result, options["style"])
+    _print(result, "json" if options["as_json"] else options["style"])
     _check_budget(result, budget)
     if options["strict"] and result.noisy:
         raise CheckFailedError("--strict", *_noise(result))
