@@ -15,6 +15,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: threads of OpenMP that wait for each other spin them away.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import tiny_models
 
 

@@ -224,9 +224,12 @@ class Job:
         self._pictures(reference.spec)
         candidates: dict[str, Candidate] = {}
         lowered: dict[str, float] = {}
+        thresholds: dict[NmsSettings, float] = {}
         for step in steps:
             settings = self._operating_settings(step, reference.spec)
-            threshold = choose_threshold(reference, self.pictures, settings)
+            if settings not in thresholds:
+                thresholds[settings] = choose_threshold(reference, self.pictures, settings)
+            threshold = thresholds[settings]
             if threshold < settings.score_threshold:
                 lowered[step.file] = threshold
             detector = self._open_candidate(step, threshold, settings)

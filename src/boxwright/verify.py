@@ -524,12 +524,15 @@ def choose_threshold(
     The operating threshold wherever the source detects something; otherwise (random weights,
     generated pictures) a lower one that yields a few dozen, unless all scores are alike.
     """
-    scores: list[FloatArray] = []
-    every = dataclasses.replace(settings, score_threshold=0.0)
+    sources: list[_Reference] = []
     for image in _images(pictures[:4]):
-        scores.append(_Reference(reference, image).detections(every).scores)
+        sources.append(_Reference(reference, image))
+        if len(sources[-1].detections(settings)):
+            return settings.score_threshold
+    every = dataclasses.replace(settings, score_threshold=0.0)
+    scores = [source.detections(every).scores for source in sources]
     ranked = np.sort(np.concatenate(scores))[::-1] if scores else np.zeros(0, np.float32)
-    if not len(ranked) or ranked[0] > settings.score_threshold:
+    if not len(ranked):
         return settings.score_threshold
     position = min(_ENOUGH_DETECTIONS, len(ranked) - 1)
     if ranked[0] - ranked[position] < _LEAST_SPREAD:
