@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from tiny_models import ultralytics_onnx
 
 from boxwright.budget import search_budget
 from boxwright.graph.precision import fp16_from_fp32, half_layers
@@ -283,6 +284,25 @@ def test_a_file_over_the_budget_or_unproven_is_not_chosen(measured):
     proven = dataclasses.replace(report, parity={n: report.parity[n] for n in names})
     assert chosen(proven) == names[0]
     assert chosen(dataclasses.replace(report, parity={})) == ""
+
+
+def test_without_times_the_file_of_the_network_tensor_is_named_before_the_one_of_pictures(measured):
+    tensor = next(a for a in measured.artifacts if a.artifact.target.outputs == "end2end")
+    target = dataclasses.replace(tensor.artifact.target, input="image")
+    name = f"text_block.{target.suffix}.onnx"
+    artifact = dataclasses.replace(tensor.artifact, path=Path(name), target=target)
+    pictures = dataclasses.replace(tensor, artifact=artifact)
+    known = tensor.artifact.path.name
+    parity = {known: measured.parity[known], name: measured.parity[known]}
+    found = choose((pictures, tensor), parity, (), None, None)
+    assert (found.file, found.runtime) == (known, "")
+    assert choose((pictures,), parity, (), None, None).file == name
+
+
+def test_the_file_to_ship_has_no_runtime_where_nothing_was_timed(cli, place):
+    done = cli("run", ultralytics_onnx(place / "tiny.onnx"), "--no-simplify", "--outputs", "raw")
+    assert done.code == 0, done.err
+    assert "ship tiny.fp32.onnx: Verified" in done.out
 
 
 def test_an_end_to_end_file_that_a_runtime_breaks_is_not_chosen(measured):

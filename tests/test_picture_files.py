@@ -343,7 +343,7 @@ def test_such_a_file_is_no_source(made, cli):
     [
         (["--source-size", "90,120"], "--source-size: it is of files that take pictures"),
         (["--image-color", "rgb"], "add --input image"),
-        (["--input", "picture"], "--input picture: known are tensor, image"),
+        (["--input", "picture"], "--input picture: known are tensor, image; use one of them"),
         (["--input", "image", "--image-layout", "nhwc,nchw"], "a file has one of them"),
         (["--input", "image", "--image-color", "cmyk"], "known are bgr, rgb"),
         (["--input", "image", "--source-size", "90"], "it is not height,width"),

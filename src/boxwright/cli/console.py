@@ -158,8 +158,9 @@ def print_evidence(outcome: Outcome) -> None:
     for note in report.notes:
         print(f"note: {note}")
     if report.choice is not None:
-        chosen = f"{report.choice.file} in {report.choice.runtime}: " if report.choice.file else ""
-        print(f"ship {chosen}{report.choice.reason}" if chosen else report.choice.reason)
+        choice = report.choice
+        where = f" in {choice.runtime}" if choice.runtime else ""
+        print(f"ship {choice.file}{where}: {choice.reason}" if choice.file else choice.reason)
         for caution in report.choice.cautions:
             print(f"  caution: {caution}")
     print(f"report: {outcome.folder}/{PAGE_FILE}")

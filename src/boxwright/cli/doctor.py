@@ -61,7 +61,7 @@ def _tables(machine: Machine) -> list[Table]:
 
     def pairs(title: str, values: dict[str, str]) -> Table:
         rows = tuple((name.replace("_", " "), text) for name, text in values.items() if text)
-        return Table(title, (title, ""), rows)
+        return Table(title, ("what", "found"), rows)
 
     disk = "" if machine.disk_free_gib is None else f"{machine.disk_free_gib:g} GiB free here"
     system = {**machine.system, "disk": disk, "tritonserver": machine.tritonserver}

@@ -43,7 +43,7 @@ def words_from_text(option: str, text: str, known: tuple[str, ...]) -> list[str]
     for word in words:
         if word not in known:
             near = nearest_name(word, known)
-            hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
+            hint = f"did you mean {near}?" if near else "use one of them"
             raise RequestError(f"{option} {word}", f"known are {', '.join(known)}", hint)
     if not words:
         raise RequestError(f"{option} {text!r}", "it is empty", f"give one of {', '.join(known)}")

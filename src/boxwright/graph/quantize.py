@@ -262,7 +262,7 @@ class _Quantisation:
                 self._store(f"{key}s", scale),
             ]
             if self.symmetric:  # TensorRT 8.6 does not parse the pair without its zero points
-                parts.append(self._store(f"int8/{len(scale)}z", np.zeros(len(scale), np.int8)))
+                parts.append(self._store(f"int8/zeros{len(scale)}", np.zeros(len(scale), np.int8)))
             self._node("DequantizeLinear", parts, back, axis=axis)
         copy.input[1] = back
         if (

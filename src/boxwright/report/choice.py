@@ -92,8 +92,9 @@ def _passed(made: Made, parity: Mapping[str, Parity]) -> bool:
     return found is not None and found.passed
 
 
-def _order(target: Target) -> tuple[int, bool]:
-    return ("fp32", "fp16", "int8").index(target.precision), target.outputs == "raw"
+def _order(target: Target) -> tuple[int, bool, bool]:
+    precision = ("fp32", "fp16", "int8").index(target.precision)
+    return precision, target.outputs == "raw", target.input == "image"
 
 
 def _candidates(

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from boxwright.measurement.records import Measured
 from boxwright.report.records import SOURCE, Evaluated, Made, Report
-from boxwright.types import Parity
+from boxwright.types import Parity, Target
 
 __all__ = [
     "Node",
@@ -179,19 +179,23 @@ def _places(made: Sequence[Made | None]) -> list[tuple[int, int]]:
 
 
 def size_ratios(report: Report) -> dict[str, float]:
-    """Return each file's size over that of the FP32 file with the same outputs, where there is one.
+    """Return each file's size over that of the FP32 file with the same input and outputs, if any.
 
     Without such a file it is the first FP32 file's.
     """
     full = [a for a in report.artifacts if a.artifact.target.precision == "fp32" and a.size_bytes]
     if not full:
         return {}
-    by_outputs = {a.artifact.target.outputs: a.size_bytes for a in reversed(full)}
+    kinds = {_ends(a.artifact.target): a.size_bytes for a in reversed(full)}
     return {
-        a.artifact.path.name: a.size_bytes
-        / by_outputs.get(a.artifact.target.outputs, full[0].size_bytes)
+        a.artifact.path.name: a.size_bytes / kinds.get(_ends(a.artifact.target), full[0].size_bytes)
         for a in report.artifacts
     }
+
+
+def _ends(target: Target) -> tuple[str, str]:
+    """Return what goes in and what comes out of a file."""
+    return target.input, target.outputs
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
