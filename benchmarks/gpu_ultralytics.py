@@ -4,7 +4,7 @@ On a GPU machine with torch, torchvision and ultralytics (Boxwright is not neede
 
     python benchmarks/gpu_ultralytics.py yolo11n.pt pictures/ --out gpu_ultralytics.json
 
-`model.predict(list of paths, batch=N, stream=True)` at each batch size, FP32 and half; the latency
+`model.predict(folder, batch=N, stream=True)` at each batch size, FP32 and half; the latency
 is `model.predict(frame)` on an array in memory. Results are written after each step.
 """
 
@@ -43,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--score-threshold", type=float, default=0.25)
     parser.add_argument("--iou-threshold", type=float, default=0.7)
     parser.add_argument("--image-size", type=int, default=640)
+    parser.add_argument("--device", default="0", help="0, cpu, … (default 0)")
     parser.add_argument("--square", action="store_true", help="rect=False: no narrower inputs")
     parser.add_argument("--out", type=Path, default=Path("gpu_ultralytics.json"))
     return parser.parse_args()
@@ -72,6 +73,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def precision(half: bool) -> dict[str, Any]:
+    """Return the option that asks for FP16; what it was called before, it warns of at every call."""
+    return {"quantize": 16} if half else {}
+
+
 class Peer:
     """The model, the files and the results."""
 
@@ -81,21 +87,29 @@ class Peer:
         self.wishes = wishes
         unique = sorted(p for p in wishes.images.rglob("*") if p.suffix.lower() in _SUFFIXES)
         self.unique = [str(p) for p in unique]
-        self.files = list(islice(cycle(self.unique), max(wishes.files, len(unique))))
+        # A list of paths would be loaded whole and predicted as one batch, and a text file is sorted;
+        # a folder of links keeps the order in which pictures of all sizes follow each other.
+        self.files = wishes.out.with_suffix(".files")
+        self.files.mkdir(exist_ok=True)
+        count = max(wishes.files, len(unique))
+        for index, picture in enumerate(islice(cycle(unique), count)):
+            link = self.files / f"{index:06d}{picture.suffix.lower()}"
+            if not link.is_symlink():
+                link.symlink_to(picture.resolve())
         self.model: Any = YOLO(wishes.checkpoint)
         self.common = {
             "conf": wishes.score_threshold,
             "iou": wishes.iou_threshold,
             "imgsz": wishes.image_size,
             "rect": not wishes.square,
-            "device": 0,
+            "device": wishes.device,
             "verbose": False,
         }
         self.result: dict[str, Any] = {
             "machine": machine(),
             "checkpoint": str(wishes.checkpoint),
             "settings": {k: str(v) for k, v in vars(wishes).items()},
-            "files": {"unique": len(self.unique), "listed": len(self.files)},
+            "files": {"unique": len(self.unique), "listed": count},
             "steps": {},
             "errors": {},
         }
@@ -115,7 +129,9 @@ class Peer:
     def files_rate(self, batch: int, half: bool) -> dict[str, Any]:
         """Predict from the list of files for some seconds."""
         count, begin, stamps, detections = 0, 0.0, [], 0
-        results = self.model.predict(self.files, batch=batch, half=half, stream=True, **self.common)
+        results = self.model.predict(
+            str(self.files), batch=batch, stream=True, **precision(half), **self.common
+        )
         for index, found in enumerate(results):
             if index < len(self.unique):
                 detections += len(found.boxes)
@@ -142,11 +158,11 @@ class Peer:
         """Time `predict` on a frame in memory."""
         frames = [cv2.imread(p) for p in self.unique]
         for frame in frames[:50]:
-            self.model.predict(frame, half=half, **self.common)
+            self.model.predict(frame, **precision(half), **self.common)
         samples = []
         for frame in islice(cycle(frames), self.wishes.iterations):
             begin = perf_counter()
-            self.model.predict(frame, half=half, **self.common)
+            self.model.predict(frame, **precision(half), **self.common)
             samples.append((perf_counter() - begin) * 1e3)
         return {
             "batch": 1,

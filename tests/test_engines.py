@@ -323,6 +323,23 @@ def test_dla_does_not_compute_fp32(typed, monkeypatch):
 # -- TensorRT 8.6, which knows no types
 
 
+class _Layer:
+    """A layer of a network of TensorRT 8.6: what it reads, what it writes."""
+
+    def __init__(self, kind: str, name: str, *writes: str, reads: str = "") -> None:
+        self.type, self.name = kind, name
+        self.precision: str | None = None
+        self.output_types: dict[int, str] = {}
+        self._reads = [SimpleNamespace(name=reads)] if reads else [None]
+        self._writes = [
+            SimpleNamespace(name=w, dtype="int32" if "indices" in w else "float32") for w in writes
+        ]
+        self.num_inputs, self.num_outputs = 1, len(writes)
+        self.get_input = self._reads.__getitem__
+        self.get_output = self._writes.__getitem__
+        self.set_output_type = self.output_types.__setitem__
+
+
 def test_before_10_the_switches_follow_the_graph(typed):
     """Layers that are float32 in an FP16 graph are held to it, the others are not."""
     path = typed("fp16.end2end.portable")
@@ -332,27 +349,44 @@ def test_before_10_the_switches_follow_the_graph(typed):
     held = next(n for n in nodes if n in names)
     free = next(n for n in nodes if n not in names)
     layers = [
-        SimpleNamespace(name=held, type="UNARY", precision=None),
-        SimpleNamespace(name=f"{held}_3", type="UNARY", precision=None),
-        SimpleNamespace(name=held, type="SHUFFLE", precision=None),
-        SimpleNamespace(name=free, type="UNARY", precision=None),
+        _Layer("UNARY", held, "a"),
+        _Layer("UNARY", f"{held}_3", "b"),
+        _Layer("SHUFFLE", held, "c"),
+        _Layer("SHUFFLE", "(Unnamed Layer* 7) [Shuffle]", "d", reads="c"),
+        _Layer("SHUFFLE", "(Unnamed Layer* 8) [Shuffle]", "e", reads="x"),
+        _Layer("TOPK", held, "f", "f indices"),
+        _Layer("UNARY", free, "g", reads="d"),
+        _Layer("CAST", held, "h"),
     ]
     flags: list[str] = []
     trt = SimpleNamespace(
         float32="float32",
-        LayerType=SimpleNamespace(UNARY="UNARY"),
+        LayerType=SimpleNamespace(UNARY="UNARY", SHUFFLE="SHUFFLE", TOPK="TOPK", CAST="CAST"),
         BuilderFlag=SimpleNamespace(
             INT8="INT8", FP16="FP16", PREFER_PRECISION_CONSTRAINTS="PREFER"
         ),
     )
-    network = SimpleNamespace(num_layers=4, get_layer=lambda i: layers[i])
+    network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
     config = SimpleNamespace(set_flag=flags.append)
     notes = keep_types(trt, network, config, half=True, quantised=False, float32_nodes=names)
-    assert flags == ["FP16", "PREFER"] and "2 layers" in notes[0]
-    assert [layer.precision for layer in layers] == ["float32", "float32", None, None]
+    assert flags == ["FP16", "PREFER"] and "5 layers" in notes[0]
+    assert [layer.precision for layer in layers] == [*["float32"] * 4, None, "float32", None, None]
+    # What it writes is held as well, but never the indices of a TopK.
+    assert [sorted(layer.output_types) for layer in layers] == [[0]] * 4 + [[], [0], [], []]
     flags.clear()
     keep_types(trt, network, config, half=False, quantised=True, float32_nodes=names)
     assert flags == ["INT8"]
+
+
+def _seen(layer):
+    """Return a stand-in of a layer that keeps what it is told; the real one is strongly typed."""
+    types: dict[int, Any] = {}
+    return SimpleNamespace(
+        name=layer.name, type=layer.type, precision=None, wanted=layer.get_output(0).dtype,
+        named=not layer.name.startswith("(Unnamed"), types=types,
+        num_inputs=layer.num_inputs, num_outputs=layer.num_outputs,
+        get_input=layer.get_input, get_output=layer.get_output, set_output_type=types.__setitem__,
+    )  # fmt: skip
 
 
 @needs_rtx
@@ -367,10 +401,9 @@ def test_before_10_what_strong_typing_makes_float32_is_held_to_it(typed, form):
     parser = trt.OnnxParser(network, log)
     assert parser.parse_from_file(str(typed(form)))
     layers = [
-        SimpleNamespace(name=layer.name, type=layer.type, precision=None, wanted=output.dtype)
+        _seen(layer)
         for layer in (network.get_layer(i) for i in range(network.num_layers))
-        for output in [layer.get_output(0)]
-        if output.dtype in (trt.float32, trt.float16) and not layer.name.startswith("(Unnamed")
+        if layer.get_output(0).dtype in (trt.float32, trt.float16)
     ]
     flags = SimpleNamespace(FP16=0, PREFER_PRECISION_CONSTRAINTS=1)
     weak = SimpleNamespace(float32=trt.float32, LayerType=trt.LayerType, BuilderFlag=flags)
@@ -383,8 +416,9 @@ def test_before_10_what_strong_typing_makes_float32_is_held_to_it(typed, form):
     half = [x for x in layers if x.wanted == trt.float16]
     assert len(half) > 50 and all(x.precision is None for x in half)
     computing = (trt.LayerType.SOFTMAX, trt.LayerType.ACTIVATION, trt.LayerType.UNARY)
-    left = [x.name for x in layers if x.wanted == trt.float32 and x.type in computing]
+    left = [x.name for x in layers if x.wanted == trt.float32 and x.type in computing and x.named]
     assert {x.name for x in held}.issuperset(left)
+    assert all(x.types[0] == trt.float32 for x in held)
 
 
 @pytest.mark.parametrize(
