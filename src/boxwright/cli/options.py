@@ -12,6 +12,7 @@ import click
 from boxwright.errors import RequestError, nearest_name
 
 __all__ = [
+    "ARTIFACT",
     "batch_from_text",
     "conversion_options",
     "device_arguments",
@@ -31,6 +32,23 @@ _OUTPUTS = ("raw", "end2end")
 _NMS = ("onnx", "efficient_nms", "portable")
 _INPUTS = ("tensor", "image")
 _PICTURES = {"image_layout": ("nhwc", "nchw"), "image_color": ("bgr", "rgb")}
+
+
+class _Artifact(click.ParamType):  # type: ignore[type-arg]
+    """A file, or the address of a served model, which stays text."""
+
+    name = "artifact"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """Return a path, or an address as it is."""
+        from boxwright.triton_address import is_address
+
+        return value if is_address(value) else Path(value)
+
+
+ARTIFACT = _Artifact()
 
 
 def words_from_text(option: str, text: str, known: tuple[str, ...]) -> list[str]:
