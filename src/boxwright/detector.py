@@ -403,6 +403,11 @@ class Detector:
         return self._largest_batch
 
     @property
+    def takes_encoded(self) -> bool:
+        """Whether it takes the bytes of picture files, as served models may."""
+        return self._takes_encoded
+
+    @property
     def batch_is_free(self) -> bool:
         """Whether the file takes any batch size."""
         return self._fixed_batch is None

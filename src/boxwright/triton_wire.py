@@ -154,6 +154,8 @@ class Wire(Protocol):
 
     def config(self) -> dict[str, Any]: ...
 
+    def statistics(self, model: str) -> list[dict[str, Any]]: ...
+
     def infer(self, asked: Asked) -> Answered: ...
 
     def register(self, region: Region) -> None: ...
@@ -202,6 +204,10 @@ class _Http:
 
     def config(self) -> dict[str, Any]:
         return self._json("GET", f"{self._path}/config")
+
+    def statistics(self, model: str) -> list[dict[str, Any]]:
+        found = self._json("GET", f"/v2/models/{urllib.parse.quote(model, safe='')}/stats")
+        return list(found["model_stats"])
 
     def register(self, region: Region) -> None:
         told = {"key": f"/{region.name}", "offset": 0, "byte_size": region.size}
@@ -392,6 +398,15 @@ class _Grpc:
         found = self._call(self._stub.ModelConfig, asked)
         told: dict[str, Any] = MessageToDict(found.config, preserving_proto_field_name=True)
         return told
+
+    def statistics(self, model: str) -> list[dict[str, Any]]:
+        from google.protobuf.json_format import MessageToDict
+
+        asked = self._messages.ModelStatisticsRequest(name=model)
+        told = MessageToDict(
+            self._call(self._stub.ModelStatistics, asked), preserving_proto_field_name=True
+        )
+        return list(told["model_stats"])
 
     def register(self, region: Region) -> None:
         asked = self._messages.SystemSharedMemoryRegisterRequest(

@@ -90,11 +90,6 @@ class TritonBackend:
             f"({'HTTP' if address.protocol == 'http' else 'gRPC'}{memory})"
         )
 
-    @property
-    def takes_encoded(self) -> bool:
-        """Whether the model takes the bytes of picture files."""
-        return self.inputs[0].name == _ENCODED
-
     def infer(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Send one request.
 

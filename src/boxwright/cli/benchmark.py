@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from boxwright.errors import CheckFailedError, RequestError
 
 if TYPE_CHECKING:
     from boxwright.benchmark import BenchmarkResult, BenchmarkSettings
+    from boxwright.benchmark.served import ServedResult
     from boxwright.outcome import Listener
 
 __all__ = ["command", "counts_from_text"]
@@ -59,8 +61,16 @@ _OF_THE_WHOLE = ("style", "as_json", "save", "force", "strict", "max_latency_ms"
 @click.option("--seconds", type=float, help="Measure each at least so long instead.")
 @click.option("--warmup", type=int, help="Calls before the first sample. Default: 5.")
 @click.option(
-    "--concurrency", type=int, metavar="N", help="Throughput with N inferences in flight."
+    "--concurrency",
+    metavar="LIST",
+    help="Throughput with so many inferences in flight; of served models a comma list.",
 )
+@click.option(
+    "--client-processes",
+    type=click.IntRange(1, 64),
+    help="That send requests to a served model. Default: one for 8 in flight, within the cores.",
+)
+@click.option("--no-perf-analyzer", is_flag=True, help="Leave perf_analyzer out where it is.")
 @click.option("--baseline", metavar="NAME", help="File to compare with. Default: the first.")
 @click.option(
     "--format",
@@ -97,9 +107,10 @@ _OF_THE_WHOLE = ("style", "as_json", "save", "force", "strict", "max_latency_ms"
 def command(context: click.Context, /, artifacts: tuple[str, ...], **options: Any) -> int:
     """Measure latency or throughput of files, in turns.
 
-    ARTIFACT is a .onnx file, a .plan, a checkpoint (.pt, .safetensors; PyTorch, as a reference), or
-    a configuration such as yolov8n.yaml, which is exported first with random weights. Braces in
-    quotes are expanded. Latency is the whole path from picture file to detections, span by span.
+    ARTIFACT is a .onnx file, a .plan, a checkpoint (.pt, .safetensors; PyTorch, as a reference),
+    a configuration such as yolov8n.yaml, which is exported first with random weights, or a served
+    model, triton://host:port/model; with --concurrency those are put under load. Braces in quotes
+    are expanded. Latency is the whole path from picture file to detections, span by span.
     Exit status 1 when a budget is exceeded; see docs/benchmark.md. With --devices several
     artefacts run on several GPUs at once; one artefact runs on all of them, for their throughput.
 
@@ -110,7 +121,10 @@ def command(context: click.Context, /, artifacts: tuple[str, ...], **options: An
     from boxwright.cli.console import ConsoleListener
     from boxwright.cli.options import words_from_text
     from boxwright.predict import Wishes
+    from boxwright.triton_address import is_address
 
+    if any(is_address(a) for a in artifacts) and options["concurrency"] is not None:
+        return _load_servers(artifacts, options)
     runtimes = words_from_text("--runtime", options["runtimes"], _RUNTIMES)
     budget = options["max_latency_ms"]
     if budget is not None and not budget > 0:
@@ -236,12 +250,131 @@ def _settings(options: dict[str, Any]) -> BenchmarkSettings:
         threads=counts_from_text("--threads", threads) if threads else (None,),
         **device_arguments(options),
         seconds=options["seconds"],
-        concurrency=options["concurrency"],
+        concurrency=_one_concurrency(options["concurrency"]),
         baseline=options["baseline"],
         memory=not quick if memory is None else memory,
         seed=options["seed"],
         **values,
     )
+
+
+def _one_concurrency(text: str | None) -> int | None:
+    """Return the inferences in flight of files.
+
+    Raises:
+        RequestError: There are several.
+    """
+    if text is None:
+        return None
+    counts = counts_from_text("--concurrency", text)
+    if len(counts) > 1:
+        raise RequestError(
+            f"--concurrency {text}", "files are measured with one number", "name one of them"
+        )
+    return counts[0]
+
+
+def _load_servers(artifacts: tuple[str, ...], options: dict[str, Any]) -> int:
+    """Put served models under load, one after the other.
+
+    Raises:
+        RequestError: An option is one of files, or a file is among the models.
+        CheckFailedError: The budget is exceeded.
+    """
+    from boxwright.benchmark.served import ServedSettings, measure_served
+    from boxwright.cli.console import ConsoleListener
+    from boxwright.predict import Wishes
+    from boxwright.triton_address import address_from_text, is_address
+
+    _refuse_options_of_files(artifacts, options)
+    files = [a for a in artifacts if not is_address(a)]
+    if files:
+        raise RequestError(
+            f"{files[0]} --concurrency", "served models are loaded by themselves", "drop the files"
+        )
+    for artifact in artifacts:
+        address_from_text(artifact)
+    batches = counts_from_text("--batch", options["batch"]) if options["batch"] else (1,)
+    if len(batches) > 1:
+        raise RequestError(f"--batch {options['batch']}", "one is taken at a time", "name one")
+    settings = ServedSettings(
+        concurrencies=counts_from_text("--concurrency", options["concurrency"]),
+        images=options["images"],
+        max_images=options["max_images"],
+        batch=batches[0],
+        seconds=options["seconds"],
+        warmup=5 if options["warmup"] is None else options["warmup"],
+        processes=options["client_processes"],
+        perf_analyzer=not options["no_perf_analyzer"],
+        seed=options["seed"],
+    )
+    settings.check()
+    Wishes(json_file=options["save"], force=options["force"]).check()
+    with ConsoleListener() as listener:
+        results = [measure_served(a, settings, listener) for a in artifacts]
+    told = {"served": [r.as_dict() for r in results]}
+    if options["save"] is not None:
+        from boxwright.store import write_atomic
+
+        write_atomic(options["save"], (json.dumps(told) + "\n").encode())
+    _print_served(results, told, "json" if options["as_json"] else options["style"])
+    _check_served_budget(results, options["max_latency_ms"])
+    return 1 if any(one.failed for r in results for one in r.loads) else 0
+
+
+def _refuse_options_of_files(artifacts: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Refuse what a load test does not do.
+
+    Raises:
+        RequestError: Such an option was given.
+    """
+    for name in ("devices", "threads", "iterations", "baseline", "family", "labels", "out"):
+        if options[name] is not None:
+            raise RequestError(
+                f"--{name}", f"it is of files, and {artifacts[0]} is served", "drop the option"
+            )
+    if options["style"] == "csv":
+        raise RequestError("--format csv", "served models have no such table", "use --format json")
+
+
+def _print_served(results: Sequence[ServedResult], told: dict[str, Any], style: str) -> None:
+    from boxwright.benchmark.served import tables_of_served
+    from boxwright.cli.console import print_table
+
+    if style == "json":
+        click.echo(json.dumps(told))
+        return
+    for table in tables_of_served(results):
+        if style == "markdown":
+            click.echo(table.as_markdown() + "\n")
+        else:
+            print_table(table)
+    if style == "text":
+        for result in results:
+            click.echo(f"{result.description}; pictures: {result.pictures}")
+        for text, count in {t: c for r in results for one in r.loads
+                            for t, c in one.errors.items()}.items():  # fmt: skip
+            click.echo(f"failed {count}: {text}")
+
+
+def _check_served_budget(results: Sequence[ServedResult], budget: float | None) -> None:
+    """Compare the p95 of every load with the budget.
+
+    Raises:
+        CheckFailedError: One is more.
+    """
+    if budget is None:
+        return
+    over = [(r.address, one) for r in results for one in r.loads
+            if (one.percentile(95) or 0.0) > budget]  # fmt: skip
+    if over:
+        texts = [f"{a} with {one.concurrency} in flight ({one.percentile(95):.2f} ms)"
+                 for a, one in over]  # fmt: skip
+        raise CheckFailedError(
+            f"--max-latency-ms {budget:g}",
+            f"the p95 is more for {', '.join(texts)}",
+            "choose a faster model or fewer in flight, or raise the budget",
+        )
 
 
 def counts_from_text(option: str, text: str) -> tuple[int, ...]:

@@ -184,14 +184,8 @@ def _wait(server: RunningServer, stopped: list[int]) -> int:
             )
         time.sleep(0.1)
     _say(f"{signal.Signals(stopped[0]).name}: stopping the server")
-    server.send(stopped[0] if stopped[0] != signal.SIGHUP else signal.SIGTERM)
-    end = time.monotonic() + server.request.stop_timeout_s + 10
-    while server.poll() is None and len(stopped) == 1 and time.monotonic() < end:
-        time.sleep(0.05)
-    if server.poll() is None:
-        _say("killing the server")
-        server.send(signal.SIGKILL)
-    server.wait(10)
+    number = signal.SIGTERM if stopped[0] == signal.SIGHUP else stopped[0]
+    server.stop(number, lambda: len(stopped) > 1)
     _say("the server has ended")
     return 0
 

@@ -34,6 +34,7 @@ __all__ = ["RunningServer", "ServeRequest", "start_server"]
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LAST_LINES = 400
+_IDLE_S = 2.0  # for a server without models to end
 _SHARED_MEMORY = Path("/dev/shm")
 # What changes the server, or reads this machine's memory: not for everybody.
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
@@ -148,34 +149,50 @@ class RunningServer:
         """Return the exit status of a server that has ended, else None."""
         return self._process.poll()
 
-    def send(self, number: int) -> None:
-        """Pass a signal that ends the server on to it."""
-        if self._watch is not None:
-            self._watch.stop()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+    def stop(
+        self, number: int = signal.SIGTERM, give_up: Callable[[], bool] = lambda: False
+    ) -> int:
+        """Stop the server, and leave no process and no shared memory of its own.
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Stop the server, wait for it, and leave no process and no shared memory of its own.
+        Models are unloaded first, which lets requests in flight finish. Then the server gets the
+        signal; it would wait for its whole exit timeout for connections that clients keep open,
+        so that it is killed after a while when nothing is left to lose.
 
-        A server that does not end in time is killed.
+        Args:
+            number: The signal.
+            give_up: Asked over and over; True kills the server at once.
 
         Returns:
             Its exit status.
         """
+        if self._watch is not None:
+            self._watch.stop()
         if self._process.poll() is None:
-            self.send(number)
-        return self.wait(self.request.stop_timeout_s + 10)
-
-    def wait(self, timeout_s: float) -> int:
-        """Wait for a server that was told to stop, then clear up."""
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._drain(give_up)
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+            end = time.monotonic() + _IDLE_S
+            while self._process.poll() is None and time.monotonic() < end and not give_up():
+                time.sleep(0.02)
+            if self._process.poll() is None:
+                self._process.kill()
         status = self._process.wait()
         self._clear()
         return status
+
+    def _drain(self, give_up: Callable[[], bool]) -> None:
+        """Unload every model, and wait until it is so."""
+        end = time.monotonic() + self.request.stop_timeout_s
+        try:
+            for name in dict.fromkeys(m.name for m in self.control.index() if m.state == "READY"):
+                self.control.unload(name)
+            busy = ("READY", "UNLOADING", "LOADING")
+            while time.monotonic() < end and not give_up():
+                if not any(m.state in busy for m in self.control.index()):
+                    return
+                time.sleep(0.05)
+        except BackendError:
+            return  # it is no longer there, or does not listen yet
 
     def _clear(self) -> None:
         """End what is left of the server's session: stubs of a killed server, and their memory."""
