@@ -74,8 +74,8 @@ def figures_from_csv(text: str) -> PerfAnalyzer:
     rows = list(csv.DictReader(io.StringIO(text)))
     try:
         row = rows[-1]
-        times = [float(row[f"p{q} latency"]) / 1e3 for q in (50, 95, 99)]
-        return PerfAnalyzer(float(row["Inferences/Second"]), *times)
+        p50, p95, p99 = (float(row[f"p{q} latency"]) / 1e3 for q in (50, 95, 99))
+        return PerfAnalyzer(float(row["Inferences/Second"]), p50, p95, p99)
     except (IndexError, KeyError, TypeError, ValueError) as error:
         return PerfAnalyzer(problem=f"its table cannot be read ({type(error).__name__}: {error})")
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boxwright.cli.devices import devices_option, words_again
-from boxwright.cli.options import device_arguments, device_options
+from boxwright.cli.options import counts_from_text, device_arguments, device_options
 from boxwright.errors import CheckFailedError, RequestError
 
 if TYPE_CHECKING:
     from boxwright.benchmark import BenchmarkResult, BenchmarkSettings
-    from boxwright.benchmark.served import ServedResult
     from boxwright.outcome import Listener
 
-__all__ = ["command", "counts_from_text"]
+__all__ = ["command"]
 
 _RUNTIMES = ("auto", "onnxruntime", "openvino", "pytorch", "tensorrt")
 _QUICK = {"iterations": 10, "warmup": 2}
@@ -124,7 +121,9 @@ def command(context: click.Context, /, artifacts: tuple[str, ...], **options: An
     from boxwright.triton_address import is_address
 
     if any(is_address(a) for a in artifacts) and options["concurrency"] is not None:
-        return _load_servers(artifacts, options)
+        from boxwright.cli.served import load_servers
+
+        return load_servers(artifacts, options)
     runtimes = words_from_text("--runtime", options["runtimes"], _RUNTIMES)
     budget = options["max_latency_ms"]
     if budget is not None and not budget > 0:
@@ -272,127 +271,6 @@ def _one_concurrency(text: str | None) -> int | None:
             f"--concurrency {text}", "files are measured with one number", "name one of them"
         )
     return counts[0]
-
-
-def _load_servers(artifacts: tuple[str, ...], options: dict[str, Any]) -> int:
-    """Put served models under load, one after the other.
-
-    Raises:
-        RequestError: An option is one of files, or a file is among the models.
-        CheckFailedError: The budget is exceeded.
-    """
-    from boxwright.benchmark.served import ServedSettings, measure_served
-    from boxwright.cli.console import ConsoleListener
-    from boxwright.predict import Wishes
-    from boxwright.triton_address import address_from_text, is_address
-
-    _refuse_options_of_files(artifacts, options)
-    files = [a for a in artifacts if not is_address(a)]
-    if files:
-        raise RequestError(
-            f"{files[0]} --concurrency", "served models are loaded by themselves", "drop the files"
-        )
-    for artifact in artifacts:
-        address_from_text(artifact)
-    batches = counts_from_text("--batch", options["batch"]) if options["batch"] else (1,)
-    if len(batches) > 1:
-        raise RequestError(f"--batch {options['batch']}", "one is taken at a time", "name one")
-    settings = ServedSettings(
-        concurrencies=counts_from_text("--concurrency", options["concurrency"]),
-        images=options["images"],
-        max_images=options["max_images"],
-        batch=batches[0],
-        seconds=options["seconds"],
-        warmup=5 if options["warmup"] is None else options["warmup"],
-        processes=options["client_processes"],
-        perf_analyzer=not options["no_perf_analyzer"],
-        seed=options["seed"],
-    )
-    settings.check()
-    Wishes(json_file=options["save"], force=options["force"]).check()
-    with ConsoleListener() as listener:
-        results = [measure_served(a, settings, listener) for a in artifacts]
-    told = {"served": [r.as_dict() for r in results]}
-    if options["save"] is not None:
-        from boxwright.store import write_atomic
-
-        write_atomic(options["save"], (json.dumps(told) + "\n").encode())
-    _print_served(results, told, "json" if options["as_json"] else options["style"])
-    _check_served_budget(results, options["max_latency_ms"])
-    return 1 if any(one.failed for r in results for one in r.loads) else 0
-
-
-def _refuse_options_of_files(artifacts: tuple[str, ...], options: dict[str, Any]) -> None:
-    """Refuse what a load test does not do.
-
-    Raises:
-        RequestError: Such an option was given.
-    """
-    for name in ("devices", "threads", "iterations", "baseline", "family", "labels", "out"):
-        if options[name] is not None:
-            raise RequestError(
-                f"--{name}", f"it is of files, and {artifacts[0]} is served", "drop the option"
-            )
-    if options["style"] == "csv":
-        raise RequestError("--format csv", "served models have no such table", "use --format json")
-
-
-def _print_served(results: Sequence[ServedResult], told: dict[str, Any], style: str) -> None:
-    from boxwright.benchmark.served import tables_of_served
-    from boxwright.cli.console import print_table
-
-    if style == "json":
-        click.echo(json.dumps(told))
-        return
-    for table in tables_of_served(results):
-        if style == "markdown":
-            click.echo(table.as_markdown() + "\n")
-        else:
-            print_table(table)
-    if style == "text":
-        for result in results:
-            click.echo(f"{result.description}; pictures: {result.pictures}")
-        for text, count in {t: c for r in results for one in r.loads
-                            for t, c in one.errors.items()}.items():  # fmt: skip
-            click.echo(f"failed {count}: {text}")
-
-
-def _check_served_budget(results: Sequence[ServedResult], budget: float | None) -> None:
-    """Compare the p95 of every load with the budget.
-
-    Raises:
-        CheckFailedError: One is more.
-    """
-    if budget is None:
-        return
-    over = [(r.address, one) for r in results for one in r.loads
-            if (one.percentile(95) or 0.0) > budget]  # fmt: skip
-    if over:
-        texts = [f"{a} with {one.concurrency} in flight ({one.percentile(95):.2f} ms)"
-                 for a, one in over]  # fmt: skip
-        raise CheckFailedError(
-            f"--max-latency-ms {budget:g}",
-            f"the p95 is more for {', '.join(texts)}",
-            "choose a faster model or fewer in flight, or raise the budget",
-        )
-
-
-def counts_from_text(option: str, text: str) -> tuple[int, ...]:
-    """Read a comma list of whole numbers, without repeats.
-
-    Raises:
-        RequestError: A word is no positive number.
-
-    >>> counts_from_text("--batch", "1, 8,1")
-    (1, 8)
-    """
-    words = [w.strip() for w in text.split(",")]
-    for word in words:
-        if not re.fullmatch("[1-9][0-9]{0,8}", word):
-            raise RequestError(
-                f"{option} {text}", f"{word!r} is no positive number", "use e.g. 1,8"
-            )
-    return tuple(dict.fromkeys(int(w) for w in words))
 
 
 def _print(result: BenchmarkResult, style: str) -> None:
