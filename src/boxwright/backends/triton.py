@@ -213,11 +213,18 @@ class TritonBackend:
         advice = {
             "missing": "check the name and the version (boxwright serve prints them)",
             "busy": "try again, or add ?retry=SECONDS to the address",
-            "wrong": "check what the model takes with: boxwright inspect",
+            "wrong": f"it takes {self._signature()}",
             "failed": "see the server's log",
             "away": "",
         }
         return BackendError(what, f"the server says: {told}", advice[error.cause])
+
+    def _signature(self) -> str:
+        if not self._known:
+            return "no such request"
+        shapes = (f"{i.name} {i.dtype} ({', '.join(map(str, i.shape))})" for i in self.inputs)
+        most = f", up to {self.largest_batch} at once" if self.largest_batch else ""
+        return ", ".join(shapes) + most
 
     def close(self) -> None:
         """Close the connection and free shared memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import time
@@ -128,7 +129,7 @@ def command(repository: Path, **options: Any) -> int:
     )
 
     def log(text: str) -> None:
-        if verbose or text[:1] in "EW":
+        if verbose or (_TROUBLE.match(text) and not _NO_GPU.search(text)):
             print(text, file=sys.stderr, flush=True)
 
     stopped: list[int] = []
@@ -146,6 +147,9 @@ def command(repository: Path, **options: Any) -> int:
             signal.signal(number, handler)
 
 
+_TROUBLE = re.compile(r"[EW][0-9]{4} ")
+# What a server says at its start where there is no GPU; what else it says is shown.
+_NO_GPU = re.compile("CudaDriverHelper|pinned system memory|DCGM unable|CUDA driver version")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -76,6 +76,12 @@ def _refuse_options_of_files(artifacts: tuple[str, ...], options: dict[str, Any]
             raise RequestError(
                 f"--{name}", f"it is of files, and {artifacts[0]} is served", "drop the option"
             )
+    if options["device"] != "auto" or options["provider_options"] or options["engine_cache"]:
+        raise RequestError(
+            "--device", f"{artifacts[0]} runs where its server runs it", "drop the option"
+        )
+    if options["runtimes"] != "auto":
+        raise RequestError("--runtime", f"{artifacts[0]} runs on its server", "drop the option")
     if options["style"] == "csv":
         raise RequestError("--format csv", "served models have no such table", "use --format json")
 
