@@ -17,7 +17,7 @@ from typing import IO
 
 from boxwright.errors import BackendError, RequestError
 from boxwright.serve.installation import Installation
-from boxwright.serve.python_environment import PythonEnvironment
+from boxwright.serve.python_environment import PythonEnvironment, plain_environment
 
 __all__ = [
     "HEADER",
@@ -150,9 +150,17 @@ def command_line(
     return [*words, *request.arguments]
 
 
-def variables(installation: Installation, python: PythonEnvironment | None) -> dict[str, str]:
-    """Return the server's environment: the stub finds its Python by PATH alone."""
-    values = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+def variables(
+    installation: Installation, python: PythonEnvironment | None, *, with_home: bool
+) -> dict[str, str]:
+    """Return the server's environment: the stub finds its Python by PATH alone.
+
+    Args:
+        installation: The server.
+        python: For its models.
+        with_home: Whether PYTHONHOME, where it is set, is meant for that Python.
+    """
+    values = plain_environment(with_home=with_home)
     libraries = [str(p) for p in installation.libraries]
     if python is not None:
         values["PATH"] = os.pathsep.join([str(python.python.parent), values.get("PATH", "")])

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,13 @@ from boxwright.errors import BackendError, RequestError, StoreError
 from boxwright.serve.installation import cache_folder
 from boxwright.store import locked
 
-__all__ = ["NUMPY", "PythonEnvironment", "check_python", "prepare_environment"]
+__all__ = [
+    "NUMPY",
+    "PythonEnvironment",
+    "check_python",
+    "plain_environment",
+    "prepare_environment",
+]
 
 NUMPY = "numpy>=1.24,<2"
 _NEWEST = (3, 12)  # NumPy below 2 has no wheels for later ones
@@ -58,8 +64,18 @@ class PythonEnvironment:
     numpy: str
 
 
-def check_python(python: Path, environment: Mapping[str, str] | None = None) -> PythonEnvironment:
-    """Look into a Python.
+def plain_environment(*, with_home: bool = False) -> dict[str, str]:
+    """Return this process's environment without what would lead another Python astray."""
+    without = ("PYTHONPATH", "VIRTUAL_ENV", *(() if with_home else ("PYTHONHOME",)))
+    return {k: v for k, v in os.environ.items() if k not in without}
+
+
+def check_python(python: Path, *, with_home: bool = False) -> PythonEnvironment:
+    """Look into a Python as the stub will see it, which does not heed PYTHONPATH.
+
+    Args:
+        python: Its executable.
+        with_home: Whether PYTHONHOME, where it is set, is meant for it.
 
     Raises:
         BackendError: It does not run.
@@ -71,7 +87,7 @@ def check_python(python: Path, environment: Mapping[str, str] | None = None) -> 
             text=True,
             timeout=_PATIENCE_S,
             check=True,
-            env=dict(environment) if environment is not None else None,
+            env=plain_environment(with_home=with_home),
         )
         told = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -134,7 +150,7 @@ def prepare_environment(
         RequestError: No fit version of Python is here.
     """
     if python is not None:
-        found = check_python(python)
+        found = check_python(python, with_home=True)
         _refuse_unfit(found, versions)
         return found
     base = _base_python(versions)
@@ -211,8 +227,8 @@ def _install(python: Path, requirements: Sequence[str], target: Path) -> None:
 
 
 def _run(command: list[str]) -> None:
-    without = ("PYTHONHOME", "PYTHONPATH", "PIP_TARGET", "PIP_PREFIX", "PIP_USER")
-    environment = {k: v for k, v in os.environ.items() if k not in without}
+    without = ("PIP_TARGET", "PIP_PREFIX", "PIP_USER")
+    environment = {k: v for k, v in plain_environment().items() if k not in without}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         lines = [n for n in (done.stderr or done.stdout).splitlines() if n.strip()]

@@ -224,7 +224,9 @@ def start_server(
         backends = lay_out_backends(installation, version, folder)
         command = command_line(request, installation, backends, name, token, prefix)
         started = time.monotonic()
-        process = spawn(command, variables(installation, python))
+        process = spawn(
+            command, variables(installation, python, with_home=request.python is not None)
+        )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
