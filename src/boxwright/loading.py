@@ -187,6 +187,13 @@ def _open_served(address: str, options: BackendOptions) -> Detector:
                 "nothing says what model it is: its configuration has no parameter boxwright",
                 "serve a repository that boxwright repo build made",
             )
+        names = {o.name for o in backend.outputs}
+        if backend.inputs[0].name == ENCODED_INPUT and "num_dets" not in names:
+            raise SourceError(
+                address,
+                f"it is a part of an ensemble (outputs {', '.join(sorted(names))})",
+                "name the ensemble",
+            )
         target, nms = stamp.target or Target(), stamp.nms
         if backend.inputs[0].name == ENCODED_INPUT:
             target = dataclasses.replace(

@@ -35,7 +35,11 @@ class TritonPythonModel:
                 f"{file}: plans need Boxwright in the Python of the server's models, and it cannot "
                 f"be imported ({error}); start the server with: boxwright serve"
             ) from None
-        options = BackendOptions(device=f"cuda:{args['model_instance_device_id']}")
+        # A captured graph is of one batch size, and batches vary here: as asked, off by default.
+        graphs = self.config.get("optimization", {}).get("cuda", {}).get("graphs", False)
+        options = BackendOptions(
+            device=f"cuda:{args['model_instance_device_id']}", cuda_graph=bool(graphs)
+        )
         try:
             self.backend = TensorRtBackend(file, options)
             check_tensors(self.config, "input", _tensors(self.backend.inputs))
