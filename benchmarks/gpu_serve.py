@@ -1,10 +1,10 @@
 """Every model of a repository on a real Triton server: right, and how fast under load.
 
-Starts the server on a repository (made with `boxwright repo build`), compares the detections of each
-model that a client can open with those of a local file, and puts each under load. Writes one JSON file
+Starts the server on a repository (of `boxwright repo build`), compares the detections of each model
+that a client can open with those of a local file, and puts each under load. Writes one JSON file
 with every sample; prints a line for each.
 
-    python benchmarks/gpu_serve.py models/ --local yolo11s.fp32.onnx --server WHEEL --python PYTHON \\
+    python benchmarks/gpu_serve.py models/ --local a.fp32.onnx --server WHEEL --python PYTHON \\
         --images pictures/ --concurrency 1,16,64 --out serving.json
 """
 

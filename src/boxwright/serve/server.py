@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Thread
 from types import TracebackType
 
-from boxwright.errors import BackendError
+from boxwright.errors import BackendError, BoxwrightError
 from boxwright.gpus import query_gpus, visible_gpus
 from boxwright.serve.control import Control, ModelState
 from boxwright.serve.installation import Installation, find_server
@@ -142,15 +142,17 @@ class RunningServer:
         """Unload every model, and wait until it is so."""
         end = time.monotonic() + self.request.stop_timeout_s
         try:
-            for name in dict.fromkeys(m.name for m in self.control.index() if m.state == "READY"):
+            ready = dict.fromkeys(m.name for m in self.control.index() if m.state == "READY")
+            ensembles = backends_of(self.request.repository).get("ensemble", ())
+            for name in sorted(ready, key=lambda n: n not in ensembles):  # before their parts
                 self.control.unload(name)
             busy = ("READY", "UNLOADING", "LOADING")
             while time.monotonic() < end and not give_up():
                 if not any(m.state in busy for m in self.control.index()):
                     return
                 time.sleep(0.05)
-        except BackendError:
-            return  # it is no longer there, or does not listen yet
+        except BoxwrightError:
+            return  # it is no longer there, or does not listen yet; or its folder is not
 
     def _clear(self) -> None:
         """End what is left of the server's session: stubs of a killed server, and their memory."""
@@ -186,6 +188,8 @@ def start_server(
     request: ServeRequest, *, note: Listen = lambda text: None, log: Listen = lambda text: None
 ) -> RunningServer:
     """Start a server and wait until its models are loaded.
+
+    The server ends with the thread that starts it, however that ends: start it in one that stays.
 
     Args:
         request: What to serve.
