@@ -24,6 +24,9 @@ OPTIONAL = (
     "nvidia",
     "safetensors",
     "supervision",
+    "tritonclient",
+    "grpc",
+    "pytriton",
 )
 
 _BLOCK = f"""
@@ -81,6 +84,7 @@ def test_every_module_imports_without_extras():
         "report",
         "compare",
         "predict",
+        "serve",
         "inspect",
         "doctor",
         "clean",
