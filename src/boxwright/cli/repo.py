@@ -341,3 +341,117 @@ def _print(out: Path, written: list[Written], dry_run: bool) -> None:
         click.echo(f"{out / one.name}  {one.kind}  version {one.version}  {action}")
         for note in one.notes:
             click.echo(f"  {note}")
+
+
+_REPOSITORY = click.argument(
+    "repository", type=click.Path(path_type=Path), metavar="REPO", required=True
+)
+
+
+@command.command("add-version")
+@_REPOSITORY
+@click.argument("model")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--version", "number", type=int, help="Its number. Default: the next.")
+@click.option("--promote", is_flag=True, help="Serve it at once.")
+def add_version_command(
+    repository: Path, model: str, file: Path, number: int | None, promote: bool
+) -> None:
+    """Put FILE into MODEL of REPO as a new version, not yet served.
+
+    The file must be of the model's kind, with its tensors, classes and thresholds.
+    """
+    from boxwright.serve.versions import add_version
+
+    made = add_version(repository, model, file, number=number, serve=promote)
+    state = "is served" if promote else f"boxwright repo promote {repository} {model} {made}"
+    click.echo(f"{repository / model}/{made}  {state}")
+
+
+@command.command("promote")
+@_REPOSITORY
+@click.argument("model")
+@click.argument("version", type=int)
+def promote_command(repository: Path, model: str, version: int) -> None:
+    """Serve VERSION of MODEL, and no other.
+
+    Its files must be as they were put there. A server that polls takes it up; one with explicit
+    model control is told to load the model again.
+    """
+    from boxwright.serve.versions import promote
+
+    before = ", ".join(str(n) for n in promote(repository, model, version)) or "the latest"
+    click.echo(f"{repository / model}: version {version} is served; before: {before}")
+
+
+@command.command("rollback")
+@_REPOSITORY
+@click.argument("model")
+def rollback_command(repository: Path, model: str) -> None:
+    """Serve the version of MODEL that was served before."""
+    from boxwright.serve.versions import rollback
+
+    click.echo(f"{repository / model}: version {rollback(repository, model)} is served")
+
+
+@command.command("list")
+@_REPOSITORY
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(repository: Path, as_json: bool) -> None:
+    """Show the models of REPO, their versions, and what is served."""
+    import dataclasses
+
+    from boxwright.serve.versions import list_models
+
+    models = list_models(repository)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(m) for m in models], indent=2))
+        return
+    from boxwright.cli.console import print_table, size_text
+    from boxwright.measurement.tables import Table
+
+    rows = tuple(
+        (
+            m.name,
+            m.kind or "(not ours)",
+            m.backend,
+            str(m.max_batch),
+            ", ".join(str(n) for n in m.versions) or "none",
+            ", ".join(str(n) for n in m.served) or "latest",
+            size_text(m.size_bytes),
+            ", ".join(m.edited) or "-",
+        )
+        for m in models
+    )
+    head = ("model", "kind", "backend", "batch", "versions", "served", "size", "edited by hand")
+    print_table(Table(str(repository), head, rows))
+
+
+@command.command("check")
+@_REPOSITORY
+@click.option("--server", metavar="URL", help="Also load every model on this server, http://….")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check_command(repository: Path, server: str | None, as_json: bool) -> int:
+    """Check REPO: configurations, files, labels, ensembles, plans against this GPU.
+
+    With --server every model is loaded on a live server with explicit model control, which serves
+    this very folder; its own errors are shown. Exit status 1 when something is wrong.
+    """
+    import dataclasses
+
+    from boxwright.serve.check_repository import check_repository, load_on_server
+    from boxwright.serve.repository_record import models_in
+
+    found = check_repository(repository)
+    names = models_in(repository)
+    if server:
+        found += load_on_server(names, server)
+    wrong = [f for f in found if f.level == "error"]
+    if as_json:
+        findings = [dataclasses.asdict(f) for f in found]
+        click.echo(json.dumps({"models": names, "findings": findings}, indent=2))
+    else:
+        for one in found:
+            click.echo(f"{one.level}: {one.model}: {one.text}")
+        click.echo(f"{len(names)} models, {len(wrong)} errors")
+    return 1 if wrong else 0

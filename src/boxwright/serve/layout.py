@@ -415,12 +415,14 @@ class _Maker:
         )
         steps = (front, decode) if self.options.gate else (decode,)
         config = self._ensemble("_ensemble", network, (*steps, *self._end2end_steps(network)))
+        config = dataclasses.replace(config, max_batch=most)
         cpu: ServedModel | None = config
         if network == "trt_end2end":
             cpu = None
             if "onnx_end2end" in final:
                 more = self._end2end_steps("onnx_end2end")
                 cpu = self._ensemble("_ensemble", "onnx_end2end", (*steps, *more))
+                cpu = dataclasses.replace(cpu, max_batch=most)
         return [*found, Folder(config, cpu, {}, {}, "ensemble", self.name)]
 
     def _end2end_steps(self, wanted: FormatName) -> tuple[Step, Step]:

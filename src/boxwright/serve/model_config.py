@@ -23,6 +23,7 @@ __all__ = [
     "WarmUp",
     "config_from_text",
     "config_message",
+    "policy_text",
     "text_from_config",
     "triton_dtype",
 ]
@@ -269,6 +270,13 @@ def text_from_config(config: Message) -> str:
     from google.protobuf import text_format
 
     return str(text_format.MessageToString(config, as_utf8=True))
+
+
+def policy_text(policy: VersionPolicy) -> str:
+    """Return the block `version_policy { … }` of a configuration."""
+    config = _protobuf().ModelConfig()
+    _add_policy(config, policy)
+    return text_from_config(config)
 
 
 def config_from_text(text: str, what: str) -> Message:

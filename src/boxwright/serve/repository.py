@@ -22,9 +22,10 @@ from boxwright.serve.repository_record import (
     Version,
     add_version_folder,
     content_hashes,
+    damaged_files,
     put_model,
     read_model_record,
-    repository_lock,
+    restore_version_folder,
     stamp_now,
     version_numbers_in,
     write_file,
@@ -56,7 +57,7 @@ class Written:
     Attributes:
         name: Of the model.
         kind: What it is.
-        action: `made`, `unchanged`, `new version` or `configured`.
+        action: `made`, `unchanged`, `new version`, `restored` or `configured`.
         version: That is served of it.
         notes: What a reader needs to know besides.
     """
@@ -78,6 +79,7 @@ class _Change:
     number: int
     new_model: bool = False
     new_version: bool = False
+    restored: bool = False
     configs: dict[str, str] | None = None  # those that are written
     backups: tuple[str, ...] = ()
     shared: dict[str, bytes] | None = None
@@ -112,7 +114,7 @@ def write_folders(
     edits = edits or HandEdits()
     if dry_run:
         return [_written(_change(f, repository, latest, edits, listener)) for f in folders]
-    with locked(repository_lock(repository), "wait for it, or choose another --out"):
+    with locked(repository.absolute(), "wait for it, or choose another --out"):
         changes = [_change(f, repository, latest, edits, listener) for f in folders]
         for change in changes:
             _apply(change)
@@ -155,14 +157,17 @@ def _update(
 ) -> _Change:
     """Return what changes of a model that is there."""
     there = version_numbers_in(place)
-    same = [n for n in there if n in record.versions and record.versions[n].files == hashes]
+    same = [n for n in there if _holds(place, record, n, hashes)]
     served = [n for n in record.served if n in there] or there[-1:]
     number = next((n for n in reversed(served) if n in same), same[-1] if same else 0)
     change = _Change(folder, place, record, number)
+    change.restored = bool(number) and any(
+        not (place / str(number) / name).is_file() for name in hashes
+    )
     if not number:
         number = change.number = max([*there, *record.versions, 0]) + 1
         change.new_version = True
-        if there and not edits.force:
+        if any(_is_filled(place, record, n) for n in served) and not edits.force:
             raise StoreError(
                 str(place),
                 f"version {served[-1]} of it holds other files",
@@ -190,6 +195,22 @@ def _update(
     change.shared = _shared(place, record, folder, notes)
     change.backups, change.notes = tuple(backups), tuple(notes)
     return change
+
+
+def _holds(place: Path, record: ModelRecord, number: int, hashes: Mapping[str, str]) -> bool:
+    """Whether a version is that of these files; `clean` may have removed some of them."""
+    known = record.versions.get(number)
+    if known is None or known.files != hashes:
+        return False
+    damaged = damaged_files(place, record, number)
+    return not any((place / str(number) / name).is_file() for name in damaged)
+
+
+def _is_filled(place: Path, record: ModelRecord, number: int) -> bool:
+    """Whether a version holds any of its files still."""
+    known = record.versions.get(number)
+    names = known.files if known else [p.name for p in (place / str(number)).iterdir()]
+    return any((place / str(number) / name).is_file() for name in names)
 
 
 def _shared(place: Path, record: ModelRecord, folder: Folder, notes: list[str]) -> dict[str, bytes]:
@@ -284,6 +305,8 @@ def _apply(change: _Change) -> None:
         return
     if change.new_version:
         add_version_folder(change.place, change.number, change.folder.version)
+    if change.restored:
+        restore_version_folder(change.place, change.number, change.folder.version)
     for name, data in (change.shared or {}).items():
         write_file(change.place, name, data)
     for name in change.backups:
@@ -299,6 +322,8 @@ def _written(change: _Change) -> Written:
         action = "made"
     elif change.new_version:
         action = "new version"
+    elif change.restored:
+        action = "restored"
     else:
         action = "configured" if change.configs or change.shared else "unchanged"
     return Written(

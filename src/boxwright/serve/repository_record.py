@@ -27,11 +27,12 @@ __all__ = [
     "Version",
     "add_version_folder",
     "content_hashes",
+    "damaged_files",
     "models_in",
     "put_model",
     "read_model_record",
     "record_of",
-    "repository_lock",
+    "restore_version_folder",
     "stamp_now",
     "version_numbers_in",
     "write_file",
@@ -90,15 +91,6 @@ class ModelRecord:
 def stamp_now() -> str:
     """Return the time as part of a file name: `20261122T005303Z`."""
     return datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-
-
-def repository_lock(repository: Path) -> Path:
-    """Return the path that `boxwright.store.locked` is given for a repository.
-
-    It lies beside the repository: what lies in it is a model to the server.
-    """
-    whole = repository.absolute()
-    return whole.parent / whole.name
 
 
 def read_model_record(folder: Path) -> ModelRecord | None:
@@ -232,6 +224,32 @@ def add_version_folder(folder: Path, number: int, files: Mapping[str, bytes | Pa
         raise _cannot_write(final, error) from None
     finally:  # an interruption, too, leaves nothing half written
         shutil.rmtree(part, ignore_errors=True)
+
+
+def damaged_files(folder: Path, record: ModelRecord, number: int) -> list[str]:
+    """Return the files of a version that are missing or changed since they were put there."""
+    known = record.versions.get(number)
+    if known is None:
+        return []
+    place = folder / str(number)
+    return [
+        name
+        for name, sha256 in known.files.items()
+        if not (place / name).is_file() or sha256_of_file(place / name) != sha256
+    ]
+
+
+def restore_version_folder(folder: Path, number: int, files: Mapping[str, bytes | Path]) -> None:
+    """Put back the files that are missing from a version, each in one step.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    place = folder / str(number)
+    for name, content in files.items():
+        if not (place / name).is_file():
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            write_file(place, name, data)
 
 
 def put_model(
