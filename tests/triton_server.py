@@ -82,6 +82,7 @@ class Server:
                     "--http-address=127.0.0.1",
                     "--grpc-address=127.0.0.1",
                     "--allow-metrics=false",
+                    "--exit-timeout-secs=5",
                     f"--model-config-name={config}",
                     *options,
                 ],
@@ -105,7 +106,7 @@ class Server:
         self.process.send_signal(signal.SIGINT)
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
+                self.process.wait(8)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
