@@ -455,3 +455,54 @@ def check_command(repository: Path, server: str | None, as_json: bool) -> int:
             click.echo(f"{one.level}: {one.model}: {one.text}")
         click.echo(f"{len(names)} models, {len(wrong)} errors")
     return 1 if wrong else 0
+
+
+@command.command("deploy")
+@_REPOSITORY
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="deploy", show_default=True, help="Folder."
+)
+@click.option("--name", default="boxwright", show_default=True, help="Of services and resources.")
+@click.option("--load", metavar="LIST", help="Models to load; a comma list. Default: all.")
+@click.option("--gpus", type=int, default=1, show_default=True, help="Of a server; 0: on the CPU.")
+@click.option("--replicas", type=int, default=1, show_default=True, help="Servers in Kubernetes.")
+@click.option(
+    "--image", default="boxwright-triton:latest", show_default=True, help="Of the server."
+)
+@click.option(
+    "--triton-tag", default="24.10-py3", show_default=True,
+    help="Of NVIDIA's image; its TensorRT must be that of the plans.",
+)  # fmt: skip
+@click.option(
+    "--jetson-tag", default="24.10-py3-igpu", show_default=True, help="The same, for a Jetson."
+)
+@click.option(
+    "--package", default="boxwright[export,triton]", show_default=True,
+    help="What pip installs as Boxwright in its own images.",
+)  # fmt: skip
+@click.option("--claim", default="boxwright-models", show_default=True, help="Volume claim.")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+def deploy_command(repository: Path, out: Path, load: str | None, **options: Any) -> None:
+    """Write Dockerfiles, docker compose, Kubernetes and KServe files for REPO.
+
+    What was tried of them, and what was only checked against a schema: docs/repositories.md.
+    """
+    from boxwright.serve.deployment import Deployment, write_deployment
+    from boxwright.serve.repository_record import models_in
+
+    names = models_in(repository)
+    wanted = words_from_text("--load", load, tuple(names)) if load else []
+    asked = Deployment(
+        name=options["name"],
+        repository=str(repository.resolve()),
+        models=tuple(wanted),
+        triton_tag=options["triton_tag"],
+        jetson_tag=options["jetson_tag"],
+        package=options["package"],
+        image=options["image"],
+        gpus=options["gpus"],
+        replicas=options["replicas"],
+        claim=options["claim"],
+    )
+    for path in write_deployment(asked, out, force=options["force"]):
+        click.echo(str(path))
