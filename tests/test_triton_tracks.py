@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from triton_server import Server, require
+from triton_server import Server, client_on_path, require
 
 import boxwright
 from boxwright.sample import generate_page, onnx_file
@@ -18,7 +18,8 @@ from boxwright.serve.check_repository import load_on_server
 from boxwright.serve.versions import add_version, promote, rollback
 from boxwright.types import Detections
 
-http = pytest.importorskip("tritonclient.http", reason='pip install "boxwright[triton]"')
+client_on_path()
+grpc = pytest.importorskip("tritonclient.grpc", reason='pip install "boxwright[triton]"')
 
 pytestmark = pytest.mark.slow
 
@@ -54,13 +55,11 @@ def server(repository, tmp_path_factory):
 
 
 def client(server):
-    return http.InferenceServerClient(
-        server.url.removeprefix("http://"), concurrency=24, network_timeout=120
-    )
+    return grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}")
 
 
 def ask(connection, model: str, data: bytes):
-    tensor = http.InferInput("encoded_image", [1, len(data)], "UINT8")
+    tensor = grpc.InferInput("encoded_image", [1, len(data)], "UINT8")
     tensor.set_data_from_numpy(np.frombuffer(data, np.uint8)[None])
     return connection.infer(model, [tensor])
 
@@ -125,7 +124,7 @@ def test_bad_pictures_fail_alone(server, pages, local, model):
     def call(job):
         try:  # a client belongs to one thread
             return job[0], detections(ask(client(server), model, job[1]))
-        except http.InferenceServerException as error:
+        except grpc.InferenceServerException as error:
             return job[0], error.message()
 
     with ThreadPoolExecutor(len(jobs)) as crew:
@@ -159,7 +158,7 @@ def test_unusual_pictures_are_answered_or_named(server, model, tmp_path):
     ) as detector:
         for name, data in pictures.items():
             if model == DALI and name == "cmyk":
-                with pytest.raises(http.InferenceServerException, match="CMYK"):
+                with pytest.raises(grpc.InferenceServerException, match="CMYK"):
                     ask(connection, model, data)
                 continue
             (tmp_path / "picture").write_bytes(data)
@@ -177,14 +176,14 @@ def test_wrong_requests_are_named(server, pages):
         ("dtype", [1, 8], "FP32", np.zeros((1, 8), np.float32), "UINT8"),
         ("nothing", [1, 0], "UINT8", np.zeros((1, 0), np.uint8), "it is empty"),
     ):
-        tensor = http.InferInput("encoded_image", shape, dtype)
+        tensor = grpc.InferInput("encoded_image", shape, dtype)
         tensor.set_data_from_numpy(array)
-        with pytest.raises(http.InferenceServerException) as caught:
+        with pytest.raises(grpc.InferenceServerException) as caught:
             connection.infer("text_block_jpeg", [tensor])
         assert says in caught.value.message(), name
-    tensor = http.InferInput("encoded_image", [1, len(data)], "UINT8")
+    tensor = grpc.InferInput("encoded_image", [1, len(data)], "UINT8")
     tensor.set_data_from_numpy(data[None])
-    with pytest.raises(http.InferenceServerException, match=r"(?i)version|unknown model"):
+    with pytest.raises(grpc.InferenceServerException, match=r"(?i)version|unknown model"):
         connection.infer("text_block_jpeg", [tensor], model_version="9")
 
 
@@ -193,10 +192,10 @@ def test_pictures_of_several_lengths_share_a_batch(server, pages):
     jobs = [pages[i % len(pages)] for i in range(24)]
     connection = client(server)
     name = "text_block_dali"
-    before = connection.get_inference_statistics(name)["model_stats"][0]
+    before = connection.get_inference_statistics(name, as_json=True)["model_stats"][0]
     with ThreadPoolExecutor(12) as crew:
         answers = list(crew.map(lambda data: ask(client(server), DALI, data), jobs))
-    after = connection.get_inference_statistics(name)["model_stats"][0]
+    after = connection.get_inference_statistics(name, as_json=True)["model_stats"][0]
     pictures = int(after["inference_count"]) - int(before["inference_count"])
     runs = int(after["execution_count"]) - int(before["execution_count"])
     assert len(answers) == pictures == len(jobs)

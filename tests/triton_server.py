@@ -1,18 +1,21 @@
 """A real Triton server for the tests, where its wheel has been unpacked.
 
 `BOXWRIGHT_TEST_TRITON` names a folder with `srv/` (the unpacked wheel of nvidia-pytriton 0.7.0) and
-`venv/` (Python 3.11 with numpy<2, onnxruntime, opencv-python-headless 4.11 and nvidia-dali); the
-C++ backends that the wheel lacks are stood in for by `triton_backends/`.
+`venv/` (Python 3.11 with numpy<2, onnxruntime, opencv-python-headless 4.11 and nvidia-dali), and
+`client/` tritonclient where it is not installed. The C++ backends that the wheel lacks are stood in
+for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -21,9 +24,18 @@ from pathlib import Path
 
 import pytest
 
+import boxwright
+
 ROOT = Path(os.environ.get("BOXWRIGHT_TEST_TRITON", Path(tempfile.gettempdir()) / "triton-dev"))
 _HERE = Path(__file__).parent
 _STUB = "triton_python_backend_stub"
+
+
+def client_on_path() -> None:
+    """Let tritonclient be found in `client/`, where it is not installed."""
+    if importlib.util.find_spec("tritonclient") is None and (ROOT / "client").is_dir():
+        sys.path.append(str(ROOT / "client"))
+        importlib.invalidate_caches()
 
 
 def require(*, dali: bool = False) -> Path:
@@ -56,6 +68,17 @@ def _library_folder() -> str:
     return f"{folder}/{arch}:{folder}"
 
 
+def _add_backends(backends: Path) -> None:
+    """Add what stands in for the C++ backends: those of the package where it has them."""
+    ours = Path(boxwright.__file__).parent / "serve/backends"
+    if not ours.is_dir():
+        shutil.copytree(_HERE / "triton_backends", backends, dirs_exist_ok=True)
+        return
+    for name in ("onnxruntime", "dali"):
+        shutil.copytree(ours / name, backends / name)
+        shutil.copy(ours / "joining.py", backends / name)
+
+
 class Server:
     """A running server; a context manager that leaves no process behind."""
 
@@ -63,7 +86,7 @@ class Server:
         server = require()
         backends = work / "backends"
         shutil.copytree(server / "backends", backends)
-        shutil.copytree(_HERE / "triton_backends", backends, dirs_exist_ok=True)
+        _add_backends(backends)
         stub = shutil.copy(server / "python_backend_stubs/3.11" / _STUB, backends / "python")
         program = server / "bin/tritonserver"
         for file in (Path(stub), program):

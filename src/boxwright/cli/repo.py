@@ -12,8 +12,8 @@ from boxwright.cli.options import words_from_text
 from boxwright.errors import RequestError
 
 if TYPE_CHECKING:
+    from boxwright.serve.folders import ServeOptions
     from boxwright.serve.gathering import Conversion, Gathered
-    from boxwright.serve.layout import ServeOptions
     from boxwright.serve.repository import Written
 
 __all__ = ["command"]
@@ -278,7 +278,7 @@ def _max_batches(texts: tuple[str, ...]) -> dict[str, int]:
 
 
 def _serve_options(options: dict[str, Any]) -> ServeOptions:
-    from boxwright.serve.layout import ServeOptions
+    from boxwright.serve.folders import ServeOptions
     from boxwright.serve.model_config import Accelerator, Batching
     from boxwright.serve.warm_up import warm_up_picture
 

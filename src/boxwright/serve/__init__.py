@@ -1,1 +1,1 @@
-"""Serving with NVIDIA Triton: model repositories, and what runs inside of the server."""
+"""Triton: model repositories, and a real server on them."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from boxwright.types import TensorInfo
 __all__ = ["Finding", "check_repository", "load_on_server"]
 
 _FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": "model.py"}
+_LOAD_SECONDS = 600
 _DALI = ("dali.py", "model.dali")
 
 
@@ -274,7 +277,7 @@ def _edits(folder: Path, record: ModelRecord | None) -> Iterator[str]:
             yield f"{name} was edited by hand"
 
 
-def load_on_server(names: list[str], url: str) -> list[Finding]:
+def load_on_server(names: Sequence[str], url: str) -> list[Finding]:
     """Load models on a live server, one after the other; return the server's own errors.
 
     Args:
@@ -282,28 +285,34 @@ def load_on_server(names: list[str], url: str) -> list[Finding]:
         url: `http://host:port` of a server with explicit model control.
 
     Raises:
-        MissingExtraError: tritonclient is not installed.
         BackendError: The server does not answer.
     """
-    try:
-        from tritonclient.http import InferenceServerClient
-        from tritonclient.utils import InferenceServerException
-    except ImportError:
-        raise MissingExtraError("A client of Triton (tritonclient)", "triton") from None
-    host = url.removeprefix("http://").rstrip("/")
-    client = InferenceServerClient(host, connection_timeout=10, network_timeout=600)
     found: list[Finding] = []
-    try:
-        if not client.is_server_live():
-            raise BackendError(url, "the server is not live", "start it: boxwright serve")
-        for name in names:
-            try:
-                client.load_model(name)
-            except InferenceServerException as error:
-                found.append(Finding(name, "error", f"the server says: {error.message()}"))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise BackendError(url, f"no server answers ({reason})", "check the address") from None
-    finally:
-        client.close()
+    for name in names:
+        said = _load(f"{url.rstrip('/')}/v2/repository/models/{name}/load", url)
+        if said:
+            found.append(Finding(name, "error", f"the server says: {said}"))
     return found
+
+
+def _load(address: str, url: str) -> str:
+    """Ask a server to load a model; return its error, or "".
+
+    Raises:
+        BackendError: It does not answer.
+    """
+    request = urllib.request.Request(address, data=b"{}", method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=_LOAD_SECONDS):
+            return ""
+    except urllib.error.HTTPError as error:
+        text = error.read().decode(errors="replace")
+        try:
+            return str(json.loads(text)["error"])
+        except (ValueError, KeyError, TypeError):
+            return f"{error.code} {text[:200]}".strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise BackendError(
+            url, f"no server answers ({reason})", "start it: boxwright serve, or check the address"
+        ) from None
