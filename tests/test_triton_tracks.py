@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 from triton_server import Server, client_on_path, require
 
 import boxwright
+from boxwright.boxes import iou_matrix
 from boxwright.sample import generate_page, onnx_file
 from boxwright.serve.check_repository import load_on_server
 from boxwright.serve.versions import add_version, promote, rollback
@@ -261,3 +263,43 @@ def test_the_server_names_what_it_cannot_load(server, repository):
     finally:
         hidden.write_bytes(data)
         assert load_on_server(["text_block_to_source", DALI], server.url) == []
+
+
+ASSETS = Path(
+    os.environ.get("BOXWRIGHT_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets")
+)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["yolo11n-deq", "yolo26n-deq"])
+def test_tracks_of_a_real_checkpoint_answer_64_pictures_at_once(tmp_path, cli, name):
+    """IoU of at least 0.99 on every track that letterboxes as the host does, 0.95 behind DALI."""
+    require(dali=True)
+    checkpoint = ASSETS / "checkpoints" / f"{name}.pt"
+    pictures = sorted((ASSETS / "images/coco128/images/train2017").glob("*.jpg"))[:64]
+    if not checkpoint.is_file() or len(pictures) < 64:
+        pytest.skip("NOT TESTED, BOXWRIGHT_ASSETS names no folder with real weights")
+    done = cli("repo", "build", checkpoint, "--tracks", "a,c,d,e", "--out", tmp_path / "models",
+               "--runs", tmp_path / "runs", "--skip-verify", "--allow-missing")  # fmt: skip
+    assert done.code == 0, done.err
+    with boxwright.load(
+        tmp_path / "runs" / name / f"{name}.fp32.end2end.onnx", "onnxruntime", quiet=True
+    ) as detector:
+        expected = [detector(str(p)) for p in pictures]
+    fronts = {"_jpeg": 0.99, "_end2end_jpeg": 0.99, "_image_jpeg": 0.99, "_ensemble": 0.95}
+    words = ["--model-control-mode=explicit", *(f"--load-model={name}{f}" for f in fronts)]
+    with Server(tmp_path / "models", tmp_path, *words) as running:
+        running.wait("/v2/health/ready", 120)
+        connection = client(running)
+        for front, least in fronts.items():
+            with ThreadPoolExecutor(len(pictures)) as crew:
+                answers = list(
+                    crew.map(lambda p, f=front: ask(connection, name + f, p.read_bytes()), pictures)
+                )
+            for answer, wanted in zip(answers, expected, strict=True):
+                found = detections(answer)
+                assert len(found) == len(wanted), front
+                overlap = iou_matrix(wanted.xyxy, found.xyxy)
+                overlap *= wanted.class_ids[:, None] == found.class_ids[None]
+                assert (overlap.max(axis=1, initial=0) >= least).all(), front
+    assert sum(len(d) for d in expected) > 200
