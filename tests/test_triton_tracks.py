@@ -148,7 +148,12 @@ def test_unusual_pictures_are_answered_or_named(server, model, tmp_path):
     page = cv2.resize(generate_page(30_003).image, (640, 640))
     grey = cv2.cvtColor(page, cv2.COLOR_BGR2GRAY)
     pillow.fromarray(page[..., ::-1]).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    turned = pillow.Exif()
+    turned[0x0112] = 6  # to be turned a quarter
+    wide = pillow.fromarray(page[:400, :, ::-1])
+    wide.save(tmp_path / "turned.jpg", quality=95, exif=turned)
     pictures = {
+        "turned": (tmp_path / "turned.jpg").read_bytes(),
         "grey": jpeg(grey),
         "grey png": cv2.imencode(".png", grey)[1].tobytes(),
         "16 bit": cv2.imencode(".png", page.astype(np.uint16) * 257)[1].tobytes(),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from boxwright.errors import RequestError
 from boxwright.outcome import Listener
-from boxwright.serve.folders import Folder, ServeOptions, folders_of
+from boxwright.serve.folder_parts import Folder, ServeOptions
+from boxwright.serve.folders import folders_of
 from boxwright.serve.gathering import Conversion, Gathered, gather
 from boxwright.serve.repository import HandEdits, Written, write_folders
 from boxwright.serve.tracks import FormatName, model_name

@@ -62,13 +62,11 @@ class Batching:
 
     Attributes:
         delay_us: How long a batch waits to become fuller.
-        preferred: Batch sizes to wait for; only for plans with several profiles.
         queue_size: Requests that may wait; those beyond are refused.
         timeout_ms: Requests that waited so long are refused.
     """
 
     delay_us: int = 0
-    preferred: tuple[int, ...] = ()
     queue_size: int = 1024
     timeout_ms: int = 30_000
 
@@ -232,7 +230,6 @@ def config_message(model: ServedModel) -> Message:
 
 def _add_batching(pb: Any, config: Message, batching: Batching) -> None:
     dynamic = config.dynamic_batching
-    dynamic.preferred_batch_size.extend(batching.preferred)
     dynamic.max_queue_delay_microseconds = batching.delay_us
     policy = dynamic.default_queue_policy
     policy.timeout_action = pb.ModelQueuePolicy.TimeoutAction.Value("REJECT")

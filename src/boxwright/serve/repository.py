@@ -8,7 +8,7 @@ from pathlib import Path
 
 from boxwright.errors import StoreError
 from boxwright.outcome import Listener
-from boxwright.serve.folders import Folder
+from boxwright.serve.folder_parts import Folder
 from boxwright.serve.model_config import (
     VersionPolicy,
     config_from_text,
