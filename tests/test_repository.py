@@ -719,3 +719,19 @@ def test_dali_places_pictures_as_the_host_does():
     for name, found in json.loads(done.stdout).items():
         assert found["placements"] == 0, name
         assert 0 < found["levels"] <= 1.01, (name, found)
+
+
+@pytest.mark.slow
+def test_plans_of_this_gpu_are_built_and_pass_their_check(cli, tmp_path):
+    """Tracks B, C and D with plans, where there is a GPU with TensorRT."""
+    from boxwright.nvidia import find_gpu, module_name
+
+    if find_gpu() is None or module_name("tensorrt") is None:
+        pytest.skip("NOT TESTED: no GPU with TensorRT here")
+    out = tmp_path / "models"
+    done = cli("repo", "build", onnx_file(), "--tracks", "a,b,c,d", "--out", out, "--skip-verify",
+               "--runs", tmp_path / "runs", "--max-batch", 4)  # fmt: skip
+    assert done.code == 0, done.err
+    assert (out / "text_block_trt_end2end/1/model.plan").is_file()
+    checked = cli("repo", "check", out)
+    assert checked.code == 0, checked.out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -224,7 +225,9 @@ def test_thresholds_of_the_configuration_hold(server, repository, pages, tmp_pat
     assert len(detections(ask(connection, "text_block_jpeg", pages[0]))) > 0
 
 
-def test_a_version_is_promoted_and_rolled_back_on_the_server(server, repository, tmp_path):
+def test_a_version_is_swapped_on_the_server_and_no_request_fails(
+    server, repository, pages, tmp_path
+):
     import onnx
 
     model = onnx.load(repository / "text_block/1/model.onnx")
@@ -235,15 +238,30 @@ def test_a_version_is_promoted_and_rolled_back_on_the_server(server, repository,
     def ready() -> list[bool]:
         return [connection.is_model_ready("text_block", str(v)) for v in (1, 2)]
 
-    assert add_version(repository, "text_block", tmp_path / "other.onnx") == 2
-    connection.load_model("text_block")
-    assert ready() == [True, False]
-    promote(repository, "text_block", 2)
-    connection.load_model("text_block")
-    assert eventually(ready, [False, True])
-    rollback(repository, "text_block")
-    connection.load_model("text_block")
-    assert eventually(ready, [True, False])
+    stop = threading.Event()
+
+    def keep_asking() -> int:
+        count = 0
+        while not stop.is_set():
+            assert len(detections(ask(connection, "text_block_jpeg", pages[0]))) > 0
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as crew:
+        asking = [crew.submit(keep_asking) for _ in range(2)]
+        try:
+            assert add_version(repository, "text_block", tmp_path / "other.onnx") == 2
+            connection.load_model("text_block")
+            assert ready() == [True, False]
+            promote(repository, "text_block", 2)
+            connection.load_model("text_block")
+            assert eventually(ready, [False, True])
+            rollback(repository, "text_block")
+            connection.load_model("text_block")
+            assert eventually(ready, [True, False])
+        finally:
+            stop.set()
+        assert sum(a.result() for a in asking) > 5
     shutil.rmtree(repository / "text_block/2")
 
 
