@@ -602,6 +602,45 @@ def test_plans_are_served_with_their_description(cli, runs, tmp_path):
     assert refused.code == 2 and "takes up to 8 pictures" in refused.error
 
 
+def test_track_d_alone_takes_the_plan_that_was_given(cli, runs, tmp_path):
+    final = next(runs.glob("*.fp32.end2end.onnx"))
+    plan = plan_of(final, tmp_path)
+    out = tmp_path / "models"
+    done = cli("repo", "build", runs, plan, "--tracks", "d", "--no-jpeg", "--out", out)
+    assert done.code == 0, done.err
+    names = {p.name for p in out.iterdir()}
+    assert "text_block_trt_end2end" in names and "text_block_end2end" not in names
+    assert not (out / "text_block_ensemble/configs").exists()  # a plan needs a GPU
+    done = cli("repo", "build", runs, "--tracks", "d", "--no-jpeg", "--out", tmp_path / "cpu")
+    assert done.code == 0 and (tmp_path / "cpu/text_block_end2end").is_dir()
+
+
+def test_plans_of_another_runtime_and_changed_plans_are_refused(cli, runs, tmp_path):
+    plan = plan_of(next(runs.glob("*.fp32.end2end.onnx")), tmp_path)
+    record = json.loads(sidecar_path(plan).read_text())
+    words = ("repo", "build", plan, "--formats", "trt_end2end", "--out", tmp_path / "models")
+    sidecar_path(plan).write_text(json.dumps({**record, "runtime": "tensorrt-rtx"}))
+    assert "TensorRT-RTX, which Triton does not run" in cli(*words).error
+    sidecar_path(plan).write_text(json.dumps(record))
+    plan.write_bytes(b"another")
+    assert "describes another plan" in cli(*words).error
+    sidecar_path(plan).unlink()
+    assert "is missing, or does not say" in cli(*words).error
+
+
+def test_a_fixed_batch_is_refused_only_where_it_would_be_served(cli, runs, tmp_path):
+    done = cli("export", onnx_file(), "--outputs", "raw,end2end", "--batch", 2, "--out", tmp_path)
+    assert done.code == 0, done.err
+    fixed = tmp_path / "text_block/text_block.fp32.b2.onnx"
+    assert fixed.is_file()
+    out = tmp_path / "models"
+    done = cli("repo", "build", fixed, runs, "--tracks", "a", "--out", out, "--no-jpeg")
+    assert done.code == 0, done.err
+    assert (out / "text_block/1/model.onnx").read_bytes() != fixed.read_bytes()
+    done = cli("repo", "build", fixed, "--tracks", "a", "--out", tmp_path / "more")
+    assert done.code == 2 and "its batch is fixed to 2" in done.error
+
+
 def test_an_end2end_plan_alone_is_enough_a_raw_one_is_not(cli, runs, tmp_path):
     for pattern, code in (("*.fp32.end2end.onnx", 0), ("*.fp32.onnx", 2)):
         folder = tmp_path / str(code)

@@ -16,6 +16,7 @@ from boxwright.outcome import Listener
 from boxwright.serve.served_files import (
     PLAN_SUFFIXES,
     ServedFile,
+    check_batch,
     files_in_folder,
     format_of,
     read_file,
@@ -123,20 +124,26 @@ def gather(
         raise RequestError(
             f"--models {','.join(sizes)}", "no source is of such a size", "check the names"
         )
-    needed = _needed(formats)
-    return [_gather(name, one, needed, how, listener) for name, one in named.items()]
+    return [_gather(name, one, formats, how, listener) for name, one in named.items()]
 
 
 def _letter(size: str) -> str:
     return size[0]
 
 
-def _needed(formats: Sequence[FormatName]) -> list[FormatName]:
-    """Return the formats of files; track D is served with an end-to-end file."""
+def _needed(formats: Sequence[FormatName], one: _Named) -> list[FormatName]:
+    """Return the formats of files; track D is served with a plan where one is there or can be."""
     needed: list[FormatName] = [f for f in formats if f != "dali"]
     if "dali" in formats and not {"onnx_end2end", "trt_end2end"} & set(needed):
-        needed.append("onnx_end2end")
+        given = any(_is(f, "trt_end2end") for f in one.typed)
+        plan = given or (bool(one.sources) and not _no_builder())
+        needed.append("trt_end2end" if plan else "onnx_end2end")
     return needed
+
+
+def _is(file: ServedFile, wanted: FormatName) -> bool:
+    entry = format_of(file)
+    return entry is not None and entry.name == wanted
 
 
 def _named(texts: Sequence[str]) -> dict[str, _Named]:
@@ -177,12 +184,14 @@ def _source_name(text: str) -> str:
 
 
 def _gather(
-    name: str, one: _Named, needed: Sequence[FormatName], how: Conversion, listener: Listener
+    name: str, one: _Named, formats: Sequence[FormatName], how: Conversion, listener: Listener
 ) -> Gathered:
     result = Gathered(name)
+    needed = _needed(formats, one)
     for wanted in needed:
         file = _given(name, one, wanted, how)
         if file is not None:
+            check_batch(file)
             _check_thresholds(file, how)
             result.files[wanted] = file
     absent = [f for f in needed if f not in result.files]
@@ -195,7 +204,7 @@ def _gather(
         return result
     if onnx:
         made = _convert(one.sources[0], [_target(f, how) for f in onnx], how, listener)
-        result.files |= {format_of(file).name: file for file in made}
+        result.files |= {f: file for f in onnx for file in made if _is(file, f)}
     for wanted in plans:
         obstacle = _no_builder()
         if obstacle:
@@ -206,6 +215,8 @@ def _gather(
             result.files[wanted] = _build(one.sources[0], wanted, name, how, listener)
         except (BackendError, MissingExtraError) as error:
             result.missing.append(Missing(name, wanted, error.found, error.do))
+    if result.files:
+        result.name = next(iter(result.files.values())).spec.name
     return result
 
 
@@ -215,7 +226,8 @@ def _given(name: str, one: _Named, wanted: FormatName, how: Conversion) -> Serve
     Raises:
         RequestError: Several could be taken.
     """
-    found = [f for f in one.typed if format_of(f).name == wanted]
+    found = [f for f in one.typed if _is(f, wanted)]
+    found = [f for f in found if f.has_free_batch] or found
     if len(found) > 1:
         precision = how.plan_precision if FORMATS[wanted].plan else how.precision
         found = [f for f in found if f.target.precision == precision] or found

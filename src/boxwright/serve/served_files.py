@@ -8,12 +8,20 @@ from pathlib import Path
 
 from boxwright.engine_record import EngineRecord, read_record, sidecar_path
 from boxwright.errors import SourceError
+from boxwright.nvidia import TITLES
 from boxwright.serve.tracks import FORMATS, Format
 from boxwright.stamps import Stamp, stamp_from_metadata
 from boxwright.store import MANIFEST, Store, sha256_of_file
 from boxwright.types import ModelSpec, NmsSettings, Target, TensorInfo
 
-__all__ = ["PLAN_SUFFIXES", "ServedFile", "files_in_folder", "format_of", "read_file"]
+__all__ = [
+    "PLAN_SUFFIXES",
+    "ServedFile",
+    "check_batch",
+    "files_in_folder",
+    "format_of",
+    "read_file",
+]
 
 PLAN_SUFFIXES = (".plan", ".engine")
 
@@ -47,6 +55,11 @@ class ServedFile:
         return self.record is not None
 
     @property
+    def has_free_batch(self) -> bool:
+        """Whether it takes any number of pictures, within a plan's profile."""
+        return self.profile_batch is not None or not isinstance(self.inputs[0].shape[0], int)
+
+    @property
     def profile_batch(self) -> tuple[int, int, int] | None:
         """Smallest, best and largest batch of a plan; None of an ONNX file."""
         if self.record is None:
@@ -59,12 +72,8 @@ class ServedFile:
         return next((o for o in self.outputs if o.name == name), None)
 
 
-def format_of(file: ServedFile) -> Format:
-    """Return the format that a file is of.
-
-    Raises:
-        SourceError: No track serves such files.
-    """
+def format_of(file: ServedFile) -> Format | None:
+    """Return the format that a file is of; None where no track serves such files."""
     for entry in FORMATS.values():
         if entry.name != "dali" and (entry.outputs, entry.input, entry.plan) == (
             file.target.outputs,
@@ -72,11 +81,7 @@ def format_of(file: ServedFile) -> Format:
             file.is_plan,
         ):
             return entry
-    raise SourceError(
-        str(file.path),
-        "it takes pictures and returns a raw head, which no track serves",
-        "export it with --outputs end2end --input image",
-    )
+    return None
 
 
 def read_file(path: Path, others: Sequence[Path] = ()) -> ServedFile | None:
@@ -87,7 +92,7 @@ def read_file(path: Path, others: Sequence[Path] = ()) -> ServedFile | None:
         others: Files that may be the ONNX of a plan.
 
     Raises:
-        SourceError: It is damaged, a plan without its description, or its batch is fixed.
+        SourceError: It is damaged, or a plan without its description or of TensorRT-RTX.
     """
     if path.suffix in PLAN_SUFFIXES:
         return _read_plan(path, others)
@@ -99,29 +104,31 @@ def read_file(path: Path, others: Sequence[Path] = ()) -> ServedFile | None:
     stamp = stamp_from_metadata(metadata, str(path))
     if stamp is None or stamp.target is None:
         return None
-    return _checked(
-        ServedFile(
-            path=path,
-            spec=stamp.spec,
-            target=stamp.target,
-            nms=stamp.nms,
-            metadata=metadata,
-            inputs=tensor_infos(real_inputs(model.graph)),
-            outputs=tensor_infos(list(model.graph.output)),
-            sha256=sha256_of_file(path),
-        )
+    return ServedFile(
+        path=path,
+        spec=stamp.spec,
+        target=stamp.target,
+        nms=stamp.nms,
+        metadata=metadata,
+        inputs=tensor_infos(real_inputs(model.graph)),
+        outputs=tensor_infos(list(model.graph.output)),
+        sha256=sha256_of_file(path),
     )
 
 
-def _checked(file: ServedFile) -> ServedFile:
-    first = file.inputs[0].shape[0]
-    if isinstance(first, int) and file.profile_batch is None:
+def check_batch(file: ServedFile) -> None:
+    """Refuse a file that takes one number of pictures only.
+
+    Raises:
+        SourceError: It does.
+    """
+    if not file.has_free_batch:
         raise SourceError(
             str(file.path),
-            f"its batch is fixed to {first}, and the server puts requests together as they come",
+            f"its batch is fixed to {file.inputs[0].shape[0]}, and the server puts requests "
+            "together as they come",
             "export it with --batch dynamic (plans: build with --batch 1,8,32)",
         )
-    return file
 
 
 def _read_plan(path: Path, others: Sequence[Path]) -> ServedFile:
@@ -134,16 +141,22 @@ def _read_plan(path: Path, others: Sequence[Path]) -> ServedFile:
             f"{sidecar_path(path).name} is missing, or does not say what model it is",
             "keep that file beside the plan, or build it with: boxwright build",
         )
+    if record.runtime != "tensorrt":
+        raise SourceError(
+            str(path),
+            f"it is a plan for {TITLES.get(record.runtime, record.runtime)}, which Triton does "
+            "not run",
+            "build one for TensorRT, on the GPU that it shall run on",
+        )
     sha256 = sha256_of_file(path)
     if sha256 != record.plan_sha256:
         raise SourceError(
             str(path), f"{sidecar_path(path).name} describes another plan", "build it again"
         )
     inputs, outputs = _plan_tensors(path, record, stamp, stamp.target, others)
-    plain = ServedFile(
+    return ServedFile(
         path, stamp.spec, stamp.target, stamp.nms, record.metadata, inputs, outputs, sha256, record
     )
-    return _checked(plain)
 
 
 def _plan_tensors(

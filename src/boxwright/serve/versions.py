@@ -26,7 +26,7 @@ from boxwright.serve.repository_record import (
     write_file,
     write_model_record,
 )
-from boxwright.serve.served_files import ServedFile, format_of, read_file
+from boxwright.serve.served_files import ServedFile, check_batch, format_of, read_file
 from boxwright.serve.text_merge import with_block
 from boxwright.serve.tracks import FORMATS
 from boxwright.store import locked
@@ -170,10 +170,13 @@ def _fitting(folder: Path, record: ModelRecord, file: Path) -> ServedFile:
     served = read_file(file)
     if served is None:
         raise RequestError(asked, "the file does not say what it is", "export it with boxwright")
-    if format_of(served).name != record.kind:
+    check_batch(served)
+    entry = format_of(served)
+    if entry is None or entry.name != record.kind:
+        kind: str = entry.name if entry is not None else "of no track"
         raise RequestError(
             asked,
-            f"the file is {format_of(served).name}, the model {record.kind}",
+            f"the file is {kind}, the model {record.kind}",
             "give a file of that kind",
         )
     path = folder / CONFIG
