@@ -750,10 +750,13 @@ def test_dali_places_pictures_as_the_host_does():
     """Every placement is the host's, and no pixel is off by more than a grey level."""
     require(dali=True)
     source = Path(serve.__file__).parents[2]
+    there = {"BOXWRIGHT_DALI_DEVICE": "cpu", "PYTHONPATH": str(source)}
     done = subprocess.run(
-        [ROOT / "venv/bin/python", Path(__file__).with_name("dali_letterbox.py"), source],
-        capture_output=True, text=True, env={**os.environ, "BOXWRIGHT_DALI_DEVICE": "cpu"},
-    )  # fmt: skip
+        [ROOT / "venv/bin/python", Path(__file__).with_name("dali_letterbox.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **there},
+    )
     assert done.returncode == 0, done.stderr
     for name, found in json.loads(done.stdout).items():
         assert found["placements"] == 0, name

@@ -122,7 +122,11 @@ class Server:
             )
 
     def __enter__(self) -> Server:
-        self.wait()
+        try:
+            self.wait()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *rest: object) -> None:
