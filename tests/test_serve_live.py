@@ -446,9 +446,7 @@ def decode():
 def test_dali_decodes_files_of_several_lengths_together(tmp_path):
     """Thirteen JPEG files at once, one of which is none: twelve pictures and one error."""
     request = triton_place.served(tmp_path)
-    python = request.python
-    if python is None or not list(python.parents[1].glob("lib/*/site-packages/nvidia/dali")):
-        pytest.skip("no DALI in the Python of the server's models")
+    triton_place.dali_python()
     config = triton_place.model_config("decode", "dali", 16)
     triton_place.add_tensor(
         config, "input", "encoded_image", "UINT8", (-1,), allow_ragged_batch=True

@@ -1,8 +1,10 @@
 """The real Triton server of the tests, and a small repository for it.
 
-The server is one on PATH, in an installed nvidia-pytriton, or unpacked in the folder that
-`BOXWRIGHT_TEST_TRITON` names: `srv/` holds the unpacked wheel, `venv/` a Python with NumPy below 2
-and ONNX Runtime, `client/` tritonclient where it is not installed.
+The server is the one that `BOXWRIGHT_TEST_TRITON` names, else one on PATH or in an installed
+nvidia-pytriton; otherwise the tests are skipped, and say so. The variable names an nvidia-pytriton
+wheel, which is unpacked and given a Python as `boxwright serve` does it, or a folder with `srv/`
+(an unpacked wheel), `venv/` (a Python with NumPy below 2, ONNX Runtime, OpenCV 4.11 and, for track
+D, DALI), and `client/` (tritonclient) where that is not installed.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,32 +22,64 @@ from boxwright import sample
 from boxwright.graph.io import model_from_file
 from boxwright.serve.server import ServeRequest
 
-ROOT = Path(os.environ.get("BOXWRIGHT_TEST_TRITON", Path(tempfile.gettempdir()) / "triton-dev"))
+PLACE = Path(os.environ.get("BOXWRIGHT_TEST_TRITON", os.devnull))
+HOW = (
+    "NOT TESTED, no Triton server: BOXWRIGHT_TEST_TRITON names no wheel or folder (see "
+    "tests/triton_place.py), and nvidia-pytriton is not installed"
+)
 MODEL = "text_block"
 MAX_BATCH = 4
 
 
+def client_on_path() -> None:
+    """Let tritonclient be found in `client/`, where it is not installed."""
+    if importlib.util.find_spec("tritonclient") is None and (PLACE / "client").is_dir():
+        sys.path.append(str(PLACE / "client"))
+        importlib.invalidate_caches()
+
+
 def require_client() -> None:
     """Skip loudly without tritonclient, which writes the configurations and speaks gRPC."""
-    if importlib.util.find_spec("tritonclient") is None and (ROOT / "client").is_dir():
-        sys.path.append(str(ROOT / "client"))
-        importlib.invalidate_caches()
+    client_on_path()
     if importlib.util.find_spec("tritonclient") is None:
-        pytest.skip('no tritonclient: pip install "boxwright[triton]"')
+        pytest.skip('NOT TESTED, no tritonclient: pip install "boxwright[triton]"')
+
+
+def prepared_python() -> Path | None:
+    """Return the Python in `venv/`; None where one is to be made as a user's is."""
+    python = PLACE / "venv" / "bin" / "python3"
+    return python if python.exists() else None
+
+
+def has_dali() -> bool:
+    """Whether the prepared Python has DALI."""
+    python = prepared_python()
+    folders = "lib/*/site-packages/nvidia/dali"
+    return python is not None and any(python.parents[1].glob(folders))
+
+
+def dali_python() -> Path:
+    """Return a prepared Python with DALI, or skip loudly: its 200 MB are not fetched here."""
+    python = prepared_python()
+    if python is None or not has_dali():
+        pytest.skip("NOT TESTED, no DALI: BOXWRIGHT_TEST_TRITON names no folder with it in venv/")
+    return python
 
 
 def served(repository: Path, **options: object) -> ServeRequest:
     """Return a request on free ports, or skip loudly without a server."""
     require_client()
-    place = ROOT / "srv"
-    found = shutil.which("tritonserver") or importlib.util.find_spec("pytriton")
-    if not found and not place.is_dir():
-        pytest.skip(f"no Triton server: set BOXWRIGHT_TEST_TRITON (now {ROOT}), see {__name__}.py")
-    python = ROOT / "venv" / "bin" / "python3"
+    named = PLACE if PLACE.is_file() else PLACE / "srv"
+    if named.exists():
+        server = named
+    elif shutil.which("tritonserver") or importlib.util.find_spec("pytriton"):
+        server = None
+    else:
+        pytest.skip(HOW)
     return ServeRequest(
         repository,
-        server=None if found else place,
-        python=python if python.exists() else None,
+        server=server,
+        python=prepared_python(),
         http_port=0,
         grpc_port=0,
         metrics_port=0,
