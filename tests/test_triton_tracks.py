@@ -51,9 +51,11 @@ def repository(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(repository):
-    """A server of that repository, with every model loaded."""
-    with start_server(served(repository, config_name="cpu")) as running:
+    """A server of that repository, with every model loaded; no process of it may die."""
+    notes: list[str] = []
+    with start_server(served(repository, config_name="cpu"), note=notes.append) as running:
         yield running
+    assert not [n for n in notes if "has died" in n], "it took a model that was loaded for one"
 
 
 def needs(model: str) -> None:

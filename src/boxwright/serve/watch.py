@@ -68,6 +68,9 @@ def processes_of_session(session: int) -> tuple[int, ...]:
 def stub_from_words(pid: int, words: list[str]) -> Stub | None:
     """Read a stub's command line: file of the model, memory, and the instance's name.
 
+    None for what is no stub, and for the one that completes a configuration: it is named as its
+    model, serves nothing, and ends before the instances begin.
+
     >>> stub_from_words(7, ["/b/triton_python_backend_stub", "/r/yolo/3/model.py", "shm", "1", "1",
     ...                     "9", "/b/python", "336", "yolo_0", "/b/dali"])
     Stub(pid=7, model='yolo', version='3', instance='yolo_0')
@@ -75,6 +78,8 @@ def stub_from_words(pid: int, words: list[str]) -> Stub | None:
     if len(words) < 9 or Path(words[0]).name != _NAME:
         return None
     folder = Path(words[1]).parent
+    if words[8] == folder.parent.name:
+        return None
     return Stub(pid, folder.parent.name, folder.name, words[8])
 
 
