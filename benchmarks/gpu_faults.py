@@ -69,7 +69,7 @@ class Faults:
         """Return a copy of the plan whose description says something else."""
         copy = self.folder / name
         copy.mkdir()
-        plan = copy / self.wishes.plan.name
+        plan: Path = copy / self.wishes.plan.name
         shutil.copy(self.wishes.plan, plan)
         side = self.wishes.plan.with_name(self.wishes.plan.name + ".json")
         data = json.loads(side.read_text())

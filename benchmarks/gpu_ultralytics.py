@@ -74,7 +74,7 @@ def machine() -> dict[str, Any]:
 
 
 def precision(half: bool) -> dict[str, Any]:
-    """Return the option that asks for FP16; what it was called before, it warns of at every call."""
+    """Return the option that asks for FP16; it warns of the older name at every call."""
     return {"quantize": 16} if half else {}
 
 
@@ -87,7 +87,7 @@ class Peer:
         self.wishes = wishes
         unique = sorted(p for p in wishes.images.rglob("*") if p.suffix.lower() in _SUFFIXES)
         self.unique = [str(p) for p in unique]
-        # A list of paths would be loaded whole and predicted as one batch, and a text file is sorted;
+        # A list of paths would be loaded whole and predicted as one batch, a text file is sorted;
         # a folder of links keeps the order in which pictures of all sizes follow each other.
         self.files = wishes.out.with_suffix(".files")
         self.files.mkdir(exist_ok=True)

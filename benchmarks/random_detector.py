@@ -40,7 +40,8 @@ def arguments() -> argparse.Namespace:
 
 def tensor_of(paths: list[Path]) -> torch.Tensor:
     """Return pictures stretched to 640 by 640, (N, 3, 640, 640) float32 RGB 0..1."""
-    pictures = [cv2.resize(cv2.imread(str(p)), (640, 640))[..., ::-1] for p in paths]
+    read = [cv2.imread(str(p)) for p in paths]
+    pictures = [cv2.resize(p, (640, 640))[..., ::-1] for p in read if p is not None]
     return torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / 255)
 
 

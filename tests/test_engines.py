@@ -380,7 +380,7 @@ def test_before_10_the_switches_follow_the_graph(typed):
 
 def _seen(layer):
     """Return a stand-in of a layer that keeps what it is told; the real one is strongly typed."""
-    types: dict[int, Any] = {}
+    types: dict[int, object] = {}
     return SimpleNamespace(
         name=layer.name, type=layer.type, precision=None, wanted=layer.get_output(0).dtype,
         named=not layer.name.startswith("(Unnamed"), types=types,
