@@ -74,7 +74,7 @@ def machine() -> dict[str, Any]:
 
 
 def precision(half: bool) -> dict[str, Any]:
-    """Return the option that asks for FP16; its former name makes a warning at every call."""
+    """Return the option that asks for FP16; it warns of the older name at every call."""
     return {"quantize": 16} if half else {}
 
 

@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from ultralytics import YOLO
 
-from boxwright.detector import Detector
-
 _SHARE = 0.002  # of the anchors; 17 of 8400
 _OVER = 0.25
 # Values spread around one, not around zero, keep SiLU nearly linear: with its bend in their midst a
@@ -42,8 +40,8 @@ def arguments() -> argparse.Namespace:
 
 def tensor_of(paths: list[Path]) -> torch.Tensor:
     """Return pictures stretched to 640 by 640, (N, 3, 640, 640) float32 RGB 0..1."""
-    sources = [Detector.read(p) for p in paths]
-    pictures = [cv2.resize(s, (640, 640))[..., ::-1] for s in sources]
+    read = [cv2.imread(str(p)) for p in paths]
+    pictures = [cv2.resize(p, (640, 640))[..., ::-1] for p in read if p is not None]
     return torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / 255)
 
 

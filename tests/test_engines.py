@@ -7,7 +7,6 @@ import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import onnx
 import pytest
@@ -358,11 +357,14 @@ def test_before_10_the_switches_follow_the_graph(typed):
         _Layer("TOPK", held, "f", "f indices"),
         _Layer("UNARY", free, "g", reads="d"),
         _Layer("CAST", held, "h"),
+        _Layer("PLUGIN_V2", "nms", "n indices", "boxes", reads="d"),
     ]
     flags: list[str] = []
     trt = SimpleNamespace(
         float32="float32",
-        LayerType=SimpleNamespace(UNARY="UNARY", SHUFFLE="SHUFFLE", TOPK="TOPK", CAST="CAST"),
+        LayerType=SimpleNamespace(
+            **{n: n for n in ("UNARY", "SHUFFLE", "TOPK", "CAST", "PLUGIN_V2")}
+        ),
         BuilderFlag=SimpleNamespace(
             INT8="INT8", FP16="FP16", PREFER_PRECISION_CONSTRAINTS="PREFER"
         ),
@@ -370,10 +372,14 @@ def test_before_10_the_switches_follow_the_graph(typed):
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
     config = SimpleNamespace(set_flag=flags.append)
     notes = keep_types(trt, network, config, half=True, quantised=False, float32_nodes=names)
-    assert flags == ["FP16", "PREFER"] and "5 layers" in notes[0]
-    assert [layer.precision for layer in layers] == [*["float32"] * 4, None, "float32", None, None]
+    assert flags == ["FP16", "PREFER"] and "6 layers" in notes[0]
+    assert [layer.precision for layer in layers] == [
+        *["float32"] * 4, None, "float32", None, None, "float32"
+    ]  # fmt: skip
     # What it writes is held as well, but never the indices of a TopK.
-    assert [sorted(layer.output_types) for layer in layers] == [[0]] * 4 + [[], [0], [], []]
+    assert [sorted(layer.output_types) for layer in layers] == [
+        *[[0]] * 4, [], [0], [], [], [1]
+    ]  # fmt: skip
     flags.clear()
     keep_types(trt, network, config, half=False, quantised=True, float32_nodes=names)
     assert flags == ["INT8"]
@@ -381,7 +387,7 @@ def test_before_10_the_switches_follow_the_graph(typed):
 
 def _seen(layer):
     """Return a stand-in of a layer that keeps what it is told; the real one is strongly typed."""
-    types: dict[int, Any] = {}
+    types: dict[int, object] = {}
     return SimpleNamespace(
         name=layer.name, type=layer.type, precision=None, wanted=layer.get_output(0).dtype,
         named=not layer.name.startswith("(Unnamed"), types=types,

@@ -68,6 +68,7 @@ def test_run_measures_every_file_and_only_what_changed(cli, labelled, place):
     assert timed[0] == SOURCE
     assert set(timed) == {SOURCE, *(n for n in files if "tensorrt" not in n)}
     assert any("tensorrt.onnx was not timed" in n for n in report.notes)
+    assert any("tensorrt.onnx is that of ONNX Runtime" in n for n in report.notes)
     assert len(report.pictures) == 3 and report.pictures[0].truth
     assert set(report.pictures[0].found) == {SOURCE, *files}
     assert report.choice is not None and report.choice.file in files

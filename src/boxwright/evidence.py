@@ -217,6 +217,10 @@ class Evidence:
                         f"{name} was not timed: it is meant for TensorRT, not for this machine"
                     )
                 elif "onnxruntime" in runtimes:
+                    self._note(
+                        f"accuracy of {name} is that of ONNX Runtime; its plan can lose more: "
+                        "evaluate the plan where it runs"
+                    )
                     yield made, "onnxruntime"
                 continue
             for runtime in runtimes:

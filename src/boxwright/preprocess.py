@@ -135,8 +135,10 @@ def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:
     scale = np.array(where.scale * 2, np.float32)
     shift = np.array((where.left, where.top) * 2, np.float32)
     limit = np.array((width, height) * 2, np.float32)
-    result: FloatArray = np.clip((boxes - shift) / scale, np.float32(0), limit)
-    return result
+    result: FloatArray = boxes - shift
+    result /= scale  # step by step: np.clip costs more than all the rest on a few boxes
+    np.maximum(result, np.float32(0), out=result)
+    return np.minimum(result, limit, out=result)
 
 
 def bgr_from_array(array: npt.NDArray[Any], what: str = "image") -> Image:

@@ -19,6 +19,8 @@ _COMPUTING = (
     "TOPK", "UNARY",
 )  # fmt: skip
 _MOVING = ("CONCATENATION", "GATHER", "SELECT", "SHUFFLE", "SLICE")
+# EfficientNMS_TRT takes either type: in float16 its boxes lose half a pixel, its scores tie.
+_PLUGINS = ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
 _REPEATED = re.compile(r"_\d+$")  # the parser numbers the layers that one node becomes
 
 
@@ -57,11 +59,11 @@ def _hold(trt: Any, network: Any, float32_nodes: Set[str]) -> int:
     """Hold layers to float32; return how many.
 
     Layers that move what held ones wrote are held, too, with or without a name: those that the
-    parser adds to fit shapes have none.
+    parser adds to fit shapes have none. So are plugins that read it.
     """
-    computing, moving = (
+    computing, following = (
         {getattr(trt.LayerType, n) for n in names if hasattr(trt.LayerType, n)}
-        for names in (_COMPUTING, _MOVING)
+        for names in (_COMPUTING, (*_MOVING, *_PLUGINS))
     )
     written: set[str] = set()
     held = 0
@@ -71,7 +73,8 @@ def _hold(trt: Any, network: Any, float32_nodes: Set[str]) -> int:
         ours = bool({name, _REPEATED.sub("", name)} & float32_nodes)
         inputs = (layer.get_input(i) for i in range(layer.num_inputs))
         follows = any(tensor is not None and str(tensor.name) in written for tensor in inputs)
-        if not ((layer.type in computing and ours) or (layer.type in moving and (ours or follows))):
+        held_kind = layer.type in following and (ours or follows)
+        if not (held_kind or (layer.type in computing and ours)):
             continue
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
         floating = [i for i, tensor in enumerate(outputs) if tensor.dtype == trt.float32]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import cache
 from queue import Empty, Queue
 from typing import Any
 
@@ -26,6 +27,11 @@ _NON_BLOCKING = 1
 # The host's libjpeg-turbo interpolates chroma; without this every colour edge would differ.
 _OPTIONS = ":fancy_upsampling=1"
 _COLORS = (1, 3)
+
+
+@cache
+def _dtype_name(typestr: str) -> str:
+    return np.dtype(typestr).name
 
 
 class _One:
@@ -180,7 +186,7 @@ class GpuDecoder:
             int(facts["data"][0]),
             tuple(int(n) for n in facts["shape"]),
             tuple(int(n) for n in strides) if strides else None,
-            np.dtype(facts["typestr"]).name,
+            _dtype_name(facts["typestr"]),
             self._device,
             image,
         )
