@@ -341,7 +341,10 @@ BAD = {
     "threads": (["tiny.onnx", "--threads", "-1"], "'-1' is no positive number"),
     "iterations": (["tiny.onnx", "--iterations", "0"], "--iterations 0: it is less than 1"),
     "warmup": (["tiny.onnx", "--warmup", "0"], "--warmup 0: it is less than 1"),
-    "concurrency": (["tiny.onnx", "--concurrency", "0"], "--concurrency 0: it is less than 1"),
+    "concurrency": (
+        ["tiny.onnx", "--concurrency", "0"],
+        "--concurrency 0: '0' is no positive number",
+    ),
     "seconds": (["tiny.onnx", "--seconds", "nan"], "--seconds nan"),
     "both": (["tiny.onnx", "--seconds", "1", "--iterations", "5"], "in two ways"),
     "baseline": (["tiny.onnx", "--baseline", "tony.onnx"], "did you mean tiny.onnx?"),

@@ -45,10 +45,12 @@ def test_every_option_has_a_help_text():
     bare = []
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
-        assert command.help, name
-        for option in command.params:
-            if isinstance(option, click.Option) and not option.help:
-                bare.append(f"{name} {option.opts[0]}")
+        inner = command.commands.values() if isinstance(command, click.Group) else ()
+        for verb in (command, *inner):
+            assert verb.help, f"{name} {verb.name}"
+            for option in verb.params:
+                if isinstance(option, click.Option) and not option.help:
+                    bare.append(f"{name} {verb.name} {option.opts[0]}")
     assert not bare
 
 

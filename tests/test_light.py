@@ -24,6 +24,10 @@ OPTIONAL = (
     "nvidia",
     "safetensors",
     "supervision",
+    "tritonclient",
+    "grpc",
+    "pytriton",
+    "triton_python_backend_utils",
 )
 
 _BLOCK = f"""
@@ -81,6 +85,8 @@ def test_every_module_imports_without_extras():
         "report",
         "compare",
         "predict",
+        "serve",
+        "repo",
         "inspect",
         "doctor",
         "clean",
@@ -91,6 +97,27 @@ def test_every_help_prints_without_extras(verb):
     done = run_blocked(f"from boxwright.cli import main; main({words!r})")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: boxwright") and not done.stderr
+
+
+@pytest.mark.parametrize(
+    "verb", ["build", "add-version", "promote", "rollback", "list", "check", "deploy"]
+)
+def test_every_help_of_repositories_prints_without_extras(verb):
+    done = run_blocked(f"from boxwright.cli import main; main(['repo', {verb!r}, '--help'])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Usage: boxwright repo {verb}") and not done.stderr
+
+
+def test_a_repository_without_its_extra_names_the_command(tmp_path):
+    done = run_blocked(
+        f"""
+        from boxwright.cli import main
+        from boxwright.sample import onnx_file
+        main(["repo", "build", str(onnx_file()), "--out", {str(tmp_path / "models")!r}])
+        """
+    )
+    assert done.returncode == 2 and 'pip install "boxwright[triton]"' in done.stderr
+    assert not (tmp_path / "models").exists()
 
 
 def test_import_loads_nothing_heavy():

@@ -26,6 +26,10 @@ def reference() -> str:
         inner = click.Context(command, parent=context, info_name=name, terminal_width=96)
         parts.append(f"## boxwright {name}\n")
         parts.append(f"```text\n{command.get_help(inner)}\n```\n")
+        for verb, part in command.commands.items() if isinstance(command, click.Group) else ():
+            below = click.Context(part, parent=inner, info_name=verb, terminal_width=96)
+            parts.append(f"### boxwright {name} {verb}\n")
+            parts.append(f"```text\n{part.get_help(below)}\n```\n")
     return "\n".join(parts)
 
 

@@ -17,6 +17,7 @@ from boxwright.outcome import Listener
 from boxwright.pipeline import run
 from boxwright.recipe import recipe_from_mapping
 from boxwright.resolve import needs_download
+from boxwright.triton_address import is_address
 
 __all__ = ["entries_from_texts", "expand_braces"]
 
@@ -53,7 +54,7 @@ def entries_from_texts(
     """Return the files to measure, after exporting those that are configurations.
 
     Args:
-        texts: Files, configurations, words with braces.
+        texts: Files, configurations, addresses of served models, words with braces.
         runtimes: `auto`, or names; each file runs in all of them that read it.
         folder: Where exported files land, in FOLDER/NAME/.
         seed: Of random weights.
@@ -66,7 +67,7 @@ def entries_from_texts(
         MissingExtraError: What exports configurations is not installed.
     """
     words = [w for t in texts for w in ([t] if Path(t).exists() else expand_braces(t))]
-    suffixes = {w: _suffix_to_run(w) for w in words}
+    suffixes = {w: _suffix_to_run(w) for w in words if not is_address(w)}
     _check_runtimes(suffixes, runtimes)
     configurations = [w for w in words if Path(w).suffix.lower() in _CONFIGURATIONS]
     for word in configurations:  # all of them, before the first is exported
@@ -74,6 +75,9 @@ def entries_from_texts(
     files = {w: _exported(w, folder, seed, listener or Listener()) for w in configurations}
     entries = []
     for word in words:
+        if is_address(word):
+            entries.append(Entry(word, "auto", "", family, labels))
+            continue
         for runtime in runtimes:
             if runtime != "auto" and suffixes[word] not in catalog.backend(runtime).suffixes:
                 continue

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -25,10 +26,11 @@ from boxwright.types import (
     Target,
 )
 
-__all__ = ["Detector", "ImageLike"]
+__all__ = ["ENCODED_INPUT", "Detector", "ImageLike"]
 
 ImageLike = str | Path | npt.NDArray[Any]
 _CONVERGED = "nms_converged"
+ENCODED_INPUT = "encoded_image"  # input of served models that decode pictures themselves
 
 
 class Detector:
@@ -77,6 +79,7 @@ class Detector:
         self._fixed_batch = tensor.shape[0] if isinstance(tensor.shape[0], int) else None
         self._largest_batch = backend.largest_batch if isinstance(backend, Bounded) else None
         self._takes_pictures = self.target.input == "image"
+        self._takes_encoded = tensor.name == ENCODED_INPUT and len(tensor.shape) == 2
         self._optional = {i.name for i in backend.inputs[1:]}
         self._buffer: FloatArray = np.empty((0, 3, *spec.input_size), np.float32)
 
@@ -211,11 +214,14 @@ class Detector:
 
         Returns:
             (B, 3, height, width) float32, or uint8 pictures as the file takes them, zero-filled
-            up to a fixed batch; and the placements.
+            up to a fixed batch; of a served model that decodes itself (1, bytes) uint8; and the
+            placements.
 
         Raises:
             ImageError: The file takes pictures, and these are of several sizes, or not of its own.
         """
+        if self._takes_encoded:
+            return self._encoded(images[0])
         if self._takes_pictures:
             return self._stacked(images)
         count = self._fixed_batch or len(images)
@@ -226,6 +232,14 @@ class Detector:
         rules, size = self.spec.preprocess, self.spec.input_size
         places = [prepare(im, size, rules, batch[i]) for i, im in enumerate(images)]
         return batch, places
+
+    def _encoded(self, image: Image) -> tuple[npt.NDArray[Any], list[Placement]]:
+        """Return a picture as the bytes of a PNG file, (1, N) uint8: the very same pixels."""
+        done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        assert done, "a picture can be a PNG"
+        size = (image.shape[0], image.shape[1])
+        where = place(size, self.spec.input_size, self.spec.preprocess)
+        return np.asarray(data, np.uint8).reshape(1, -1), [where]
 
     def _stacked(self, images: Sequence[Image]) -> tuple[npt.NDArray[Any], list[Placement]]:
         """Return pictures of one size as one array, in the file's layout and colour order."""
@@ -387,6 +401,11 @@ class Detector:
     def largest_batch(self) -> int | None:
         """The most pictures of one inference, where the runtime knows."""
         return self._largest_batch
+
+    @property
+    def takes_encoded(self) -> bool:
+        """Whether it takes the bytes of picture files, as served models may."""
+        return self._takes_encoded
 
     @property
     def batch_is_free(self) -> bool:

@@ -16,6 +16,7 @@ from boxwright.types import Image
 __all__ = [
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
+    "check_whole",
     "decode_image",
     "expand_paths",
     "read_bytes",
@@ -56,11 +57,20 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(str(path), "it is a folder", "name a picture") from None
     except OSError as error:
         raise ImageError(str(path), f"it cannot be read ({error.strerror})", "check it") from None
-    if not data:
-        raise ImageError(str(path), "it is empty", "replace the file")
-    if _is_cut_off(data):
-        raise ImageError(str(path), "the picture is cut off", "replace the file")
+    check_whole(data, str(path))
     return data
+
+
+def check_whole(data: bytes, name: str) -> None:
+    """Refuse the bytes of a picture file that lack its end.
+
+    Raises:
+        ImageError: They are none, or cut off.
+    """
+    if not data:
+        raise ImageError(name, "it is empty", "replace the file")
+    if _is_cut_off(data):
+        raise ImageError(name, "the picture is cut off", "replace the file")
 
 
 def decode_image(data: bytes, name: str) -> Image:

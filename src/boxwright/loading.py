@@ -7,20 +7,21 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from boxwright import catalog
 from boxwright.backends import BackendOptions
-from boxwright.detector import Detector
+from boxwright.detector import ENCODED_INPUT, Detector
 from boxwright.devices import Device, device_from_text
-from boxwright.errors import RequestError, SourceError
+from boxwright.errors import BoxwrightError, RequestError, SourceError
 from boxwright.sources import SourceRequest
 from boxwright.stamps import stamp_from_metadata
-from boxwright.types import ModelSpec
+from boxwright.triton_address import is_address
+from boxwright.types import ModelSpec, NmsSettings, Target
 
 __all__ = ["Device", "choose_runtime", "load"]
 
-Runtime = Literal["auto", "onnxruntime", "openvino", "pytorch", "tensorrt"]
+Runtime = Literal["auto", "onnxruntime", "openvino", "pytorch", "tensorrt", "triton"]
 
 
 _FEW_PICTURES = 50  # OpenVINO's slower start (0.5 s) is not won back by fewer
@@ -85,7 +86,8 @@ def load(
 
     Args:
         path: A .onnx file that Boxwright made; a raw .onnx of a known family; a .plan with its
-            description beside it; or a .pt or .safetensors checkpoint (PyTorch, as a reference).
+            description beside it; a .pt or .safetensors checkpoint (PyTorch, as a reference); or
+            the address of a served model, `triton://host:port/model[:version]`.
         runtime: `auto` is explained at `choose_runtime`; what it chose is printed on stderr.
         threads: CPU threads of one inference; None leaves the runtime's default.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, or `tensorrt` (ONNX Runtime's TensorRT provider). A
@@ -108,6 +110,16 @@ def load(
         ...
     boxwright.errors.SourceError: missing.onnx: there is no such file; check the path
     """
+    if isinstance(path, str) and is_address(path):
+        if runtime not in ("auto", "triton"):
+            raise RequestError(
+                f"--runtime {runtime}", f"{path} runs on its server", "drop the option"
+            )
+        told = (threads, family, labels, provider_options, engine_cache, profile_batch)
+        _refuse_for_server(path, told)
+        detector = _open_served(path, BackendOptions(threads, device))
+        detector.nms = detector.settings(score_threshold, iou_threshold)
+        return detector
     file = Path(path)
     if not file.is_file():
         found = "it is a folder" if file.is_dir() else "there is no such file"
@@ -143,6 +155,57 @@ def load(
         print(f"boxwright: {file.name} runs on {detector.description}", file=sys.stderr)
     detector.nms = detector.settings(score_threshold, iou_threshold)
     return detector
+
+
+def _refuse_for_server(path: str, told: tuple[Any, ...]) -> None:
+    """Refuse options that only the server's side could honour.
+
+    Raises:
+        RequestError: One was given.
+    """
+    names = ("--threads", "--family", "--labels", "--provider-option", "--engine-cache",
+             "--profile-batch")  # fmt: skip
+    for name, value in zip(names, told, strict=True):
+        if value:
+            raise RequestError(name, f"it is of files, and {path} is served", "drop the option")
+
+
+def _open_served(address: str, options: BackendOptions) -> Detector:
+    """Open a model on a Triton server.
+
+    Raises:
+        SourceError: The server does not say what the model is.
+    """
+    opener = catalog.backend("triton").open_address
+    assert opener is not None
+    backend = opener(address, options)
+    try:
+        stamp = stamp_from_metadata(backend.metadata, address)
+        if stamp is None:
+            raise SourceError(
+                address,
+                "nothing says what model it is: its configuration has no parameter boxwright",
+                "serve a repository that boxwright repo build made",
+            )
+        names = {o.name for o in backend.outputs}
+        if backend.inputs[0].name == ENCODED_INPUT and "num_dets" not in names:
+            raise SourceError(
+                address,
+                f"it is a part of an ensemble (outputs {', '.join(sorted(names))})",
+                "name the ensemble",
+            )
+        target, nms = stamp.target or Target(), stamp.nms
+        if backend.inputs[0].name == ENCODED_INPUT:
+            target = dataclasses.replace(
+                target, outputs="end2end", input="image", batch=None, source_size=None
+            )
+            nms = nms or NmsSettings(
+                score_threshold=stamp.spec.score_threshold, iou_threshold=stamp.spec.iou_threshold
+            )
+        return Detector(backend, stamp.spec, target, nms)
+    except BoxwrightError:
+        backend.close()
+        raise
 
 
 def _open(

@@ -15,6 +15,7 @@ from boxwright.errors import RequestError
 from boxwright.images import expand_paths
 from boxwright.loading import load
 from boxwright.pictures import generated_pictures
+from boxwright.triton_address import artifact_name
 from boxwright.types import Image, Parity
 from boxwright.verify import Candidate, choose_threshold, verify
 
@@ -53,7 +54,11 @@ def open_for_proof(path: Path, threshold: float, threads: int | None) -> Detecto
     return Detector(backend, stamp.spec, stamp.target, nms)
 
 
-def _open(path: Path, threads: int | None, family: str | None, labels: str | None) -> Detector:
+def _open(
+    path: Path | str, threads: int | None, family: str | None, labels: str | None
+) -> Detector:
+    if isinstance(path, str):
+        return load(path, threads=threads, family=family, labels=labels, quiet=True)
     for name in ("pytorch", "tensorrt"):
         if path.suffix in catalog.backend(name).suffixes:
             runtime: Any = name
@@ -67,8 +72,8 @@ def _open(path: Path, threads: int | None, family: str | None, labels: str | Non
 
 
 def prove_file(
-    reference_path: Path,
-    candidate_path: Path,
+    reference_path: Path | str,
+    candidate_path: Path | str,
     *,
     images: Sequence[str] = (),
     max_images: int = 200,
@@ -78,7 +83,7 @@ def prove_file(
     labels: str | None = None,
     count: Callable[[int, int], None] = lambda done, total: None,
 ) -> Parity:
-    """Compare a file with another of the same model.
+    """Compare a file, or the address of a served model, with another of the same model.
 
     Raises:
         RequestError: The two are not of one model, or the reference is end-to-end.
@@ -120,16 +125,17 @@ def prove_file(
     limits = precision or candidate.target.precision
     outputs = {o.name for o in candidate.backend.outputs}
     extra = _NETWORK_INPUT if _NETWORK_INPUT in outputs else ""
-    candidates = {candidate_path.name: Candidate(candidate, limits, extra)}
+    name = artifact_name(candidate_path)
+    candidates = {name: Candidate(candidate, limits, extra)}
     with reference, candidate:
         results = verify(
             reference, candidates, pictures, environment=describe_environment(), advance=advance
         )
-    return results[candidate_path.name]
+    return results[name]
 
 
 def _open_candidate(
-    path: Path,
+    path: Path | str,
     reference: Detector,
     pictures: Sequence[Path | Image],
     threads: int | None,
@@ -137,7 +143,7 @@ def _open_candidate(
     labels: str | None,
 ) -> Detector:
     """Open the candidate at a threshold where the pictures yield something to compare."""
-    if path.suffix == ".onnx":
+    if isinstance(path, Path) and path.suffix == ".onnx":
         from boxwright.graph.io import model_from_file, read_stamp
 
         stamp = read_stamp(model_from_file(path), str(path))

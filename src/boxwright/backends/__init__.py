@@ -206,6 +206,7 @@ class BackendKind:
         open: Loads a file.
         open_bytes: Loads a serialised model.
         versions: Library versions, for the environment record.
+        open_address: Opens a served model, of a runtime that is a client.
     """
 
     name: str
@@ -214,3 +215,4 @@ class BackendKind:
     open: Callable[[Path, BackendOptions], Backend]
     open_bytes: Callable[[bytes, BackendOptions], Backend]
     versions: Callable[[], dict[str, str]]
+    open_address: Callable[[str, BackendOptions], Backend] | None = None

@@ -86,7 +86,7 @@ class _Benchmark:
         self.started = perf_counter()
         self.pictures: list[Path] = []
         self.fitted: dict[tuple[str, int], list[Path]] = {}  # by name and batch
-        self.costs: dict[Path, ModelCost | None] = {}
+        self.costs: dict[Path | str, ModelCost | None] = {}
         self.measured: list[Measured] = []
 
     def now(self) -> float:
@@ -250,7 +250,7 @@ class _Benchmark:
             Measured(
                 name=entry.name,
                 file=str(entry.path),
-                size_bytes=entry.path.stat().st_size,
+                size_bytes=entry.path.stat().st_size if isinstance(entry.path, Path) else 0,
                 runtime=entry.runtime,
                 precision=detector.target.precision,
                 outputs=detector.target.outputs,
@@ -266,6 +266,8 @@ class _Benchmark:
         """Measure memory last, when no process of ours is timed any more."""
         by_name = {e.name: e for e in self.entries}
         for index, measured in enumerate(self.measured):
+            if measured.runtime == "triton":  # its memory is the server's
+                continue
             self.listener.count("memory", index, len(self.measured))
             peak = measure_peak_memory(
                 by_name[measured.name],

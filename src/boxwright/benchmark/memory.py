@@ -47,7 +47,7 @@ def measure_peak_memory(
     of a GPU besides, in JSON types.
     """
     request = {
-        "path": str(entry.path.absolute()),
+        "path": entry.path if isinstance(entry.path, str) else str(entry.path.absolute()),
         "runtime": entry.runtime,
         "family": entry.family,
         "labels": entry.labels,

@@ -11,6 +11,7 @@ from typing import Any
 from boxwright import catalog
 from boxwright.errors import RequestError, SourceError
 from boxwright.loading import Device, choose_runtime
+from boxwright.triton_address import artifact_name
 
 __all__ = ["BenchmarkSettings", "Entry", "entries_named"]
 
@@ -22,14 +23,14 @@ class Entry:
     """A file to measure in one runtime.
 
     Attributes:
-        path: The file.
+        path: The file; or the address of a served model, as text.
         runtime: Name of the runtime, or `auto`.
         name: As tables show it; "" takes the file's name.
         family, labels: Of a raw file that does not say.
         random_weights: It was made of a configuration.
     """
 
-    path: Path
+    path: Path | str
     runtime: str = "auto"
     name: str = ""
     family: str | None = None
@@ -138,7 +139,7 @@ def entries_named(entries: list[Entry], device: Device) -> list[Entry]:
     chosen = [dataclasses.replace(e, runtime=_runtime(e, device)) for e in entries]
     if len({(e.path, e.runtime) for e in chosen}) < len(chosen):
         raise RequestError("benchmark", "a file is given twice for one runtime", "drop one")
-    plain = [e.name or e.path.name for e in chosen]
+    plain = [e.name or artifact_name(e.path) for e in chosen]
     paths = {name: {e.path for e, n in zip(chosen, plain, strict=True) if n == name}
              for name in plain}  # fmt: skip
     names = [
@@ -153,6 +154,12 @@ def entries_named(entries: list[Entry], device: Device) -> list[Entry]:
 
 
 def _runtime(entry: Entry, device: Device) -> str:
+    if isinstance(entry.path, str):
+        if entry.runtime not in ("auto", "triton"):
+            raise RequestError(
+                f"--runtime {entry.runtime}", f"{entry.path} runs on its server", "drop the option"
+            )
+        return "triton"
     if not entry.path.is_file():
         found = "it is a folder" if entry.path.is_dir() else "there is no such file"
         raise SourceError(str(entry.path), found, "check the path")

@@ -111,9 +111,9 @@ def chosen_batches(asked: Sequence[int], detector: Detector, name: str) -> list[
     return list(dict.fromkeys(asked))
 
 
-def cost_of(path: Path, input_size: tuple[int, int]) -> ModelCost | None:
+def cost_of(path: Path | str, input_size: tuple[int, int]) -> ModelCost | None:
     """Count parameters and FLOPs of an ONNX file; None for other files."""
-    if path.suffix.lower() != ".onnx":
+    if isinstance(path, str) or path.suffix.lower() != ".onnx":
         return None
     from boxwright.graph.flops import count_flops, count_parameters
     from boxwright.graph.io import model_from_file

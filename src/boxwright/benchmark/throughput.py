@@ -19,6 +19,7 @@ from boxwright.backends import BackendOptions, Queueing
 from boxwright.benchmark.settings import BenchmarkSettings, Entry
 from boxwright.benchmark.turns import turn_orders
 from boxwright.detector import Detector
+from boxwright.errors import RequestError
 from boxwright.loading import load
 from boxwright.measurement.records import Round
 from boxwright.measurement.statistics import median
@@ -132,6 +133,10 @@ def open_loaded(
         BackendError: The runtime refuses it.
     """
     jobs = settings.concurrency or 1
+    if isinstance(entry.path, str):
+        raise RequestError(
+            entry.path, "served models are measured under load by themselves", "name no files"
+        )
     if entry.runtime == "openvino":
         options = BackendOptions(threads, settings.device, streams=jobs)
         backend = catalog.backend(entry.runtime).open(entry.path, options)

@@ -32,6 +32,8 @@ _VERBS = {
     "report": "One HTML page of what a run left.",
     "compare": "What changed from one run to another, and whether it means anything.",
     "predict": "Detect in pictures, folders, globs and videos.",
+    "serve": "A Triton server on a model repository.",
+    "repo": "Build, change and check Triton model repositories.",
     "inspect": "Say what a file is.",
     "doctor": "Say what this machine is and can do.",
     "clean": "Remove built files; keep recipes and reports.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boxwright.cli.devices import devices_option, words_again
-from boxwright.cli.options import device_arguments, device_options
+from boxwright.cli.options import counts_from_text, device_arguments, device_options
 from boxwright.errors import CheckFailedError, RequestError
 
 if TYPE_CHECKING:
     from boxwright.benchmark import BenchmarkResult, BenchmarkSettings
     from boxwright.outcome import Listener
 
-__all__ = ["command", "counts_from_text"]
+__all__ = ["command"]
 
 _RUNTIMES = ("auto", "onnxruntime", "openvino", "pytorch", "tensorrt")
 _QUICK = {"iterations": 10, "warmup": 2}
@@ -59,8 +58,16 @@ _OF_THE_WHOLE = ("style", "as_json", "save", "force", "strict", "max_latency_ms"
 @click.option("--seconds", type=float, help="Measure each at least so long instead.")
 @click.option("--warmup", type=int, help="Calls before the first sample. Default: 5.")
 @click.option(
-    "--concurrency", type=int, metavar="N", help="Throughput with N inferences in flight."
+    "--concurrency",
+    metavar="LIST",
+    help="Throughput with so many inferences in flight; of served models a comma list.",
 )
+@click.option(
+    "--client-processes",
+    type=click.IntRange(1, 64),
+    help="That send requests to a served model. Default: one for 8 in flight, within the cores.",
+)
+@click.option("--no-perf-analyzer", is_flag=True, help="Leave perf_analyzer out where it is.")
 @click.option("--baseline", metavar="NAME", help="File to compare with. Default: the first.")
 @click.option(
     "--format",
@@ -97,9 +104,10 @@ _OF_THE_WHOLE = ("style", "as_json", "save", "force", "strict", "max_latency_ms"
 def command(context: click.Context, /, artifacts: tuple[str, ...], **options: Any) -> int:
     """Measure latency or throughput of files, in turns.
 
-    ARTIFACT is a .onnx file, a .plan, a checkpoint (.pt, .safetensors; PyTorch, as a reference), or
-    a configuration such as yolov8n.yaml, which is exported first with random weights. Braces in
-    quotes are expanded. Latency is the whole path from picture file to detections, span by span.
+    ARTIFACT is a .onnx file, a .plan, a checkpoint (.pt, .safetensors; PyTorch, as a reference),
+    a configuration such as yolov8n.yaml, which is exported first with random weights, or a served
+    model, triton://host:port/model; with --concurrency those are put under load. Braces in quotes
+    are expanded. Latency is the whole path from picture file to detections, span by span.
     Exit status 1 when a budget is exceeded; see docs/benchmark.md. With --devices several
     artefacts run on several GPUs at once; one artefact runs on all of them, for their throughput.
 
@@ -110,7 +118,12 @@ def command(context: click.Context, /, artifacts: tuple[str, ...], **options: An
     from boxwright.cli.console import ConsoleListener
     from boxwright.cli.options import words_from_text
     from boxwright.predict import Wishes
+    from boxwright.triton_address import is_address
 
+    if any(is_address(a) for a in artifacts) and options["concurrency"] is not None:
+        from boxwright.cli.served import load_servers
+
+        return load_servers(artifacts, options)
     runtimes = words_from_text("--runtime", options["runtimes"], _RUNTIMES)
     budget = options["max_latency_ms"]
     if budget is not None and not budget > 0:
@@ -236,7 +249,7 @@ def _settings(options: dict[str, Any]) -> BenchmarkSettings:
         threads=counts_from_text("--threads", threads) if threads else (None,),
         **device_arguments(options),
         seconds=options["seconds"],
-        concurrency=options["concurrency"],
+        concurrency=_one_concurrency(options["concurrency"]),
         baseline=options["baseline"],
         memory=not quick if memory is None else memory,
         seed=options["seed"],
@@ -244,22 +257,20 @@ def _settings(options: dict[str, Any]) -> BenchmarkSettings:
     )
 
 
-def counts_from_text(option: str, text: str) -> tuple[int, ...]:
-    """Read a comma list of whole numbers, without repeats.
+def _one_concurrency(text: str | None) -> int | None:
+    """Return the inferences in flight of files.
 
     Raises:
-        RequestError: A word is no positive number.
-
-    >>> counts_from_text("--batch", "1, 8,1")
-    (1, 8)
+        RequestError: There are several.
     """
-    words = [w.strip() for w in text.split(",")]
-    for word in words:
-        if not re.fullmatch("[1-9][0-9]{0,8}", word):
-            raise RequestError(
-                f"{option} {text}", f"{word!r} is no positive number", "use e.g. 1,8"
-            )
-    return tuple(dict.fromkeys(int(w) for w in words))
+    if text is None:
+        return None
+    counts = counts_from_text("--concurrency", text)
+    if len(counts) > 1:
+        raise RequestError(
+            f"--concurrency {text}", "files are measured with one number", "name one of them"
+        )
+    return counts[0]
 
 
 def _print(result: BenchmarkResult, style: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from boxwright.cli.options import device_arguments, runtime_options
+from boxwright.cli.options import ARTIFACT, device_arguments, runtime_options
 
 if TYPE_CHECKING:
     from boxwright.datasets import Dataset
@@ -26,9 +26,7 @@ __all__ = ["command"]
 
 
 @click.command("evaluate")
-@click.argument(
-    "artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT..."
-)
+@click.argument("artifacts", nargs=-1, required=True, type=ARTIFACT, metavar="ARTIFACT...")
 @click.option(
     "--data",
     required=True,
@@ -68,14 +66,15 @@ __all__ = ["command"]
 @click.option("--force", is_flag=True, help="Replace a result file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
 @click.option("--verbose", is_flag=True, help="Print each class, too.")
-def command(artifacts: tuple[Path, ...], **options: Any) -> int:
+def command(artifacts: tuple[Path | str, ...], **options: Any) -> int:
     """Measure mAP, precision and recall of one or more files of a model.
 
     mAP is COCO's, from the whole curve down to a score of 0.001; precision, recall and F1 are
     those of the file's own thresholds. How sure an mAP is, and whether a file differs from the
     first, is told by bootstrap over the pictures; see docs/accuracy.md. What is wrong with the data
     is counted and printed. Exit status 1 when a picture could not be measured. --data sample
-    generates labelled pages for the embedded detector.
+    generates labelled pages for the embedded detector. A model on a server is named
+    triton://host:port/model.
 
     \b
     boxwright evaluate runs/yolo11n/*.onnx --data coco128/data.yaml --split val
@@ -135,16 +134,17 @@ def _say(text: str) -> None:
 
 
 def _open(
-    artifacts: Sequence[Path], options: dict[str, Any], open_files: ExitStack
+    artifacts: Sequence[Path | str], options: dict[str, Any], open_files: ExitStack
 ) -> dict[str, Detector]:
     """Open every file; files of one name are told apart by their folders."""
     from boxwright.errors import RequestError
     from boxwright.loading import load
+    from boxwright.triton_address import artifact_name
 
     detectors: dict[str, Detector] = {}
     for path in artifacts:
-        alike = [p for p in artifacts if p.name == path.name]
-        name = path.name if len(alike) == 1 else str(path)
+        alike = [p for p in artifacts if artifact_name(p) == artifact_name(path)]
+        name = artifact_name(path) if len(alike) == 1 else str(path)
         if name in detectors:
             raise RequestError(str(path), "it is named twice", "name each file once")
         detectors[name] = open_files.enter_context(

@@ -12,8 +12,10 @@ import click
 from boxwright.errors import RequestError, nearest_name
 
 __all__ = [
+    "ARTIFACT",
     "batch_from_text",
     "conversion_options",
+    "counts_from_text",
     "device_arguments",
     "device_options",
     "image_size_from_text",
@@ -31,6 +33,23 @@ _OUTPUTS = ("raw", "end2end")
 _NMS = ("onnx", "efficient_nms", "portable")
 _INPUTS = ("tensor", "image")
 _PICTURES = {"image_layout": ("nhwc", "nchw"), "image_color": ("bgr", "rgb")}
+
+
+class _Artifact(click.ParamType):  # type: ignore[type-arg]
+    """A file, or the address of a served model, which stays text."""
+
+    name = "artifact"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """Return a path, or an address as it is."""
+        from boxwright.triton_address import is_address
+
+        return value if is_address(value) else Path(value)
+
+
+ARTIFACT = _Artifact()
 
 
 def words_from_text(option: str, text: str, known: tuple[str, ...]) -> list[str]:
@@ -306,6 +325,24 @@ def batch_from_text(option: str, text: str) -> tuple[int, int, int]:
         )
     low, best, high = (int(w) for w in (words * 3 if len(words) == 1 else words))
     return low, best, high
+
+
+def counts_from_text(option: str, text: str) -> tuple[int, ...]:
+    """Read a comma list of whole numbers, without repeats.
+
+    Raises:
+        RequestError: A word is no positive number.
+
+    >>> counts_from_text("--batch", "1, 8,1")
+    (1, 8)
+    """
+    words = [w.strip() for w in text.split(",")]
+    for word in words:
+        if not re.fullmatch("[1-9][0-9]{0,8}", word):
+            raise RequestError(
+                f"{option} {text}", f"{word!r} is no positive number", "use e.g. 1,8"
+            )
+    return tuple(dict.fromkeys(int(w) for w in words))
 
 
 def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, Any]:

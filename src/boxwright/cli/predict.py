@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boxwright.cli.options import device_arguments, runtime_options
+from boxwright.cli.options import ARTIFACT, device_arguments, runtime_options
 
 if TYPE_CHECKING:
     from boxwright.predict import Threads
@@ -21,7 +21,7 @@ __all__ = ["command"]
 
 
 @click.command("predict")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ARTIFACT)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @runtime_options
 @click.option(
@@ -66,10 +66,11 @@ __all__ = ["command"]
 @click.option("--force", is_flag=True, help="Replace result files that are there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the detections as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def command(artifact: Path, inputs: tuple[str, ...], **options: Any) -> int:
+def command(artifact: Path | str, inputs: tuple[str, ...], **options: Any) -> int:
     """Detect objects and save drawings and records.
 
-    INPUT is a picture, a folder (searched in depth), a glob, a video, or the number of a camera.
+    ARTIFACT is a file, or a model on a server, triton://host:port/model. INPUT is a picture,
+    a folder (searched in depth), a glob, a video, or the number of a camera.
     A picture that cannot be read is reported and the others go on; the exit status is then 1.
 
     \b

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boxwright.cli.benchmark import counts_from_text
-from boxwright.cli.options import conversion_options, recipe_data_from_options, words_from_text
+from boxwright.cli.options import (
+    conversion_options,
+    counts_from_text,
+    recipe_data_from_options,
+    words_from_text,
+)
 from boxwright.errors import CheckFailedError, RequestError
 
 if TYPE_CHECKING:

@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from boxwright.cli.options import ARTIFACT
+
 __all__ = ["command"]
 
 
 @click.command("verify")
-@click.argument("reference", type=click.Path(path_type=Path), metavar="A")
-@click.argument("candidate", type=click.Path(path_type=Path), metavar="B")
+@click.argument("reference", type=ARTIFACT, metavar="A")
+@click.argument("candidate", type=ARTIFACT, metavar="B")
 @click.option("--images", multiple=True, metavar="PATH", help="Files, folders, globs.")
 @click.option(
     "--max-images",
@@ -31,10 +33,11 @@ __all__ = ["command"]
 @click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say.")
 @click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(reference: Path, candidate: Path, **options: Any) -> int:
+def command(reference: Path | str, candidate: Path | str, **options: Any) -> int:
     """Compare B with A: raw tensors where both have them, and detections.
 
-    A is the source or another raw file, B any file of the same model. Exit status 1 when a check
+    A is the source or another raw file, B any file of the same model, or that model where it is
+    served, triton://host:port/model. Exit status 1 when a check
     fails. Without --images, generated pictures serve; they show no objects.
     """
     from boxwright.cli.console import ConsoleListener, print_parity

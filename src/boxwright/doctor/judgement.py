@@ -218,7 +218,7 @@ def _rest(machine: Machine) -> Iterator[Verdict]:
     if machine.tritonserver:
         yield Verdict(words, True, machine.tritonserver)
     else:
-        do = "use NVIDIA's container (nvcr.io/nvidia/tritonserver)"
+        do = "pip install --no-deps nvidia-pytriton==0.7.0, or use NVIDIA's container"
         yield Verdict(words, False, "tritonserver is not there", do)
     if machine.disk_free_gib is not None and machine.disk_free_gib < _LEAST_DISK_GIB:
         because = f"the disk here has {machine.disk_free_gib:g} GiB free"

@@ -1,0 +1,222 @@
+"""Joins requests into batches, runs each batch once, and splits what comes out.
+
+Runs inside Triton's Python stub, beside a `model.py`: NumPy and the standard library only. A batch
+that fails is run again in halves, so that only the request at fault gets an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Failed", "Tensor", "check_tensors", "run_joined", "tensors_of"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+NUMPY_TYPES = {
+    "TYPE_BOOL": "bool",
+    "TYPE_UINT8": "uint8",
+    "TYPE_UINT16": "uint16",
+    "TYPE_INT8": "int8",
+    "TYPE_INT16": "int16",
+    "TYPE_INT32": "int32",
+    "TYPE_INT64": "int64",
+    "TYPE_FP16": "float16",
+    "TYPE_FP32": "float32",
+    "TYPE_FP64": "float64",
+}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a request is answered instead of outputs."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a file, or of a configuration.
+
+    Attributes:
+        name: Of the tensor.
+        dtype: NumPy's name.
+        shape: None for a size that is free; of a configuration that batches, with the batch.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def tensors_of(config: Mapping[str, Any], kind: str) -> list[Tensor]:
+    """Return what a configuration says of `input` or `output`, with the batch in front.
+
+    Raises:
+        ValueError: A type is one that the file cannot have.
+    """
+    batch: tuple[int | None, ...] = (None,) if int(config.get("max_batch_size", 0)) else ()
+    found = []
+    for entry in config[kind]:
+        if entry["data_type"] not in NUMPY_TYPES:
+            raise ValueError(f"{kind} {entry['name']} is {entry['data_type']}, not a number")
+        dims = entry.get("reshape", {}).get("shape", entry["dims"])
+        sizes = tuple(None if int(d) < 0 else int(d) for d in dims)
+        found.append(Tensor(entry["name"], NUMPY_TYPES[entry["data_type"]], batch + sizes))
+    return found
+
+
+def check_tensors(config: Mapping[str, Any], kind: str, file: Sequence[Tensor]) -> None:
+    """Refuse a configuration whose inputs or outputs are not the file's.
+
+    An input of the file that has no batch (a threshold) may be one that batches in the
+    configuration.
+
+    Raises:
+        ValueError: A name, a type or a shape differs.
+    """
+    known = {t.name: t for t in file}
+    batches = int(config.get("max_batch_size", 0)) > 0
+    for asked in tensors_of(config, kind):
+        if asked.name not in known:
+            raise ValueError(
+                f"config.pbtxt has the {kind} {asked.name}, the file has {', '.join(known)}"
+            )
+        there = known[asked.name]
+        if asked.dtype != there.dtype:
+            raise ValueError(
+                f"{kind} {asked.name} is {asked.dtype} in config.pbtxt, {there.dtype} in the file"
+            )
+        shapes = [asked.shape]
+        if batches and kind == "input":
+            shapes.append(asked.shape[1:])
+        if not any(_fits(shape, there.shape) for shape in shapes):
+            raise ValueError(
+                f"{kind} {asked.name} has the shape {_text(asked.shape)} in config.pbtxt, "
+                f"{_text(there.shape)} in the file"
+            )
+        fixed = there.shape[0] if there.shape else None
+        if batches and len(there.shape) == len(asked.shape) and fixed is not None:
+            raise ValueError(
+                f"{kind} {asked.name}: the file takes {fixed} at once and no other number; "
+                "set max_batch_size: 0 and give dims with the batch"
+            )
+
+
+def _fits(asked: tuple[int | None, ...], there: tuple[int | None, ...]) -> bool:
+    if len(asked) != len(there):
+        return False
+    pairs = zip(asked, there, strict=True)
+    return all(a is None or b is None or a == b for a, b in pairs)
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("-1" if d is None else str(d) for d in shape) + "]"
+
+
+def run_joined(
+    feeds: Sequence[Arrays],
+    run: Callable[[Arrays], Arrays],
+    *,
+    batches: bool,
+    largest: int,
+    shared: Mapping[str, int] | None = None,
+) -> list[Arrays | Failed]:
+    """Answer every request, with as few runs as can be.
+
+    Args:
+        feeds: Of each request, its inputs by name; with `batches`, (rows, ...).
+        run: Computes a batch; any exception is its failure.
+        batches: Whether rows of several requests may be joined.
+        largest: Most rows of one run.
+        shared: Ranks of inputs that have no batch in the file: a row of them holds for a run, and
+            requests are joined only where it is the same.
+
+    Returns:
+        Of each request, its outputs or why there are none.
+    """
+    shared = shared or {}
+    answers: list[Arrays | Failed] = [Failed("it was not run")] * len(feeds)
+    if not batches:
+        for place, feed in enumerate(feeds):
+            answers[place] = _attempt(run, feed)
+        return answers
+    for places in _groups(feeds, largest, shared):
+        for place, answer in _answers(places, feeds, run, shared):
+            answers[place] = answer
+    return answers
+
+
+def _answers(
+    places: list[int],
+    feeds: Sequence[Arrays],
+    run: Callable[[Arrays], Arrays],
+    shared: Mapping[str, int],
+) -> list[tuple[int, Arrays | Failed]]:
+    """Run requests together; where that fails, each half of them, down to the one at fault."""
+    parts = [feeds[p] for p in places]
+    joined: Arrays = {}
+    for name in parts[0]:
+        if name in shared:
+            joined[name] = parts[0][name][0]
+        elif len(parts) == 1:
+            joined[name] = parts[0][name]
+        else:
+            joined[name] = np.concatenate([p[name] for p in parts])
+    found = _attempt(run, joined)
+    if isinstance(found, Failed) and len(places) > 1:
+        middle = len(places) // 2
+        halves = (places[:middle], places[middle:])
+        return [answer for half in halves for answer in _answers(half, feeds, run, shared)]
+    return list(zip(places, _split(found, [_rows(f, shared) for f in parts]), strict=True))
+
+
+def _rows(feed: Arrays, shared: Mapping[str, int]) -> int:
+    return next((len(v) for n, v in feed.items() if n not in shared), 1)
+
+
+def _groups(feeds: Sequence[Arrays], largest: int, shared: Mapping[str, int]) -> list[list[int]]:
+    """Return the places of the requests of each run: alike but for their rows, in order."""
+    groups: dict[Any, list[list[int]]] = {}
+    filled: dict[int, int] = {}
+    for place, feed in enumerate(feeds):
+        key = tuple(
+            (name, value[0].tobytes() if name in shared else value.shape[1:])
+            for name, value in sorted(feed.items())
+        )
+        rows = _rows(feed, shared)
+        alike = groups.setdefault(key, [])
+        if not alike or filled[id(alike[-1])] + rows > largest:
+            alike.append([])
+            filled[id(alike[-1])] = 0
+        alike[-1].append(place)
+        filled[id(alike[-1])] += rows
+    return [group for alike in groups.values() for group in alike]
+
+
+def _attempt(run: Callable[[Arrays], Arrays], feed: Arrays) -> Arrays | Failed:
+    try:
+        return run(feed)
+    except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the request's answer
+        return Failed(" ".join(str(error).split())[:400] or type(error).__name__)
+
+
+def _split(found: Arrays | Failed, rows: Sequence[int]) -> list[Arrays | Failed]:
+    """Give each request its rows of the outputs."""
+    if isinstance(found, Failed):
+        return [found] * len(rows)
+    total = sum(rows)
+    odd = [n for n, v in found.items() if v.ndim == 0 or len(v) != total]
+    if odd:
+        shape = list(found[odd[0]].shape)
+        text = f"output {odd[0]} has the shape {shape}, which is not one row for each of {total}"
+        return [Failed(text)] * len(rows)
+    ends = np.cumsum(rows)
+    return [
+        {n: np.ascontiguousarray(v[end - count : end]) for n, v in found.items()}
+        for count, end in zip(rows, ends, strict=True)
+    ]

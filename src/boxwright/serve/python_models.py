@@ -1,0 +1,34 @@
+"""What lies in a version folder of our python models: `model.py` and what it imports.
+
+The modules are verbatim copies of this installation's. A repository then answers as it was built,
+whatever is installed where it is served; NumPy below 2 and OpenCV suffice there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+__all__ = ["COPIED", "PythonModel", "python_model_files"]
+
+PythonModel: TypeAlias = Literal["preprocess", "decode", "gate", "postprocess"]
+
+_PACKAGE = Path(__file__).parents[1]
+COPIED = (
+    "__init__.py",
+    "boxes.py",
+    "errors.py",
+    "images.py",
+    "preprocess.py",
+    "serve/__init__.py",
+    "serve/picture_header.py",
+    "serve/steps.py",
+    "types.py",
+)
+
+
+def python_model_files(kind: PythonModel) -> Mapping[str, bytes]:
+    """Return the files of a version folder, by path in it."""
+    files = {f"boxwright/{name}": (_PACKAGE / name).read_bytes() for name in COPIED}
+    return {"model.py": (_PACKAGE / "serve/models" / f"{kind}.py").read_bytes(), **files}
