@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from boxwright.nets.weights import Weights
+from boxwright.nets.weights import Weights, WeightsDifferError
 
 __all__ = [
     "Act",
@@ -31,6 +31,7 @@ __all__ = [
     "Unit",
     "Upsample",
     "act_from_name",
+    "act_of",
     "any_unit",
     "chain",
 ]
@@ -53,6 +54,23 @@ def act_from_name(name: str, slope: float = 0.01) -> Act:
     if name == "LeakyReLU":
         return lambda: nn.LeakyReLU(slope)
     return _ACTS[name]
+
+
+def act_of(w: Weights, otherwise: Act) -> Act:
+    """Return the activation that the file gives a layer, or `otherwise` where it gives none.
+
+    Raises:
+        WeightsDifferError: It is none that is known.
+    """
+    for place in ("act", "nonlinearity"):
+        name = w.fact(place, "class")
+        if name is not None:
+            slope = w.fact(place, "negative_slope")
+            try:
+                return act_from_name(str(name), slope if isinstance(slope, float) else 0.01)
+            except KeyError:
+                raise WeightsDifferError(f"a layer has the activation {str(name)[:40]}") from None
+    return otherwise
 
 
 def _folded(weight: Tensor, norm: tuple[Tensor, ...], eps: float) -> tuple[Tensor, Tensor]:
@@ -116,6 +134,8 @@ class Unit(nn.Module):
         names: tuple[str, str] = ("conv", "bn"),
     ) -> None:
         super().__init__()
+        if names[0] not in w and "block" in w:
+            w = w.at("block")  # a wrapper of YOLOv6 and of MMYOLO
         weight = w.take(f"{names[0]}.weight", (None, inputs // groups, kernel, kernel))
         self.outputs = len(weight)
         bias = w.take(f"{names[0]}.bias", (None,)) if f"{names[0]}.bias" in w else None
@@ -132,7 +152,7 @@ class Unit(nn.Module):
             else:
                 self.bn = _norm_layer(norm, w.eps)
         self.conv = _conv_layer(weight, bias, stride, pad, groups)
-        self.act = act()
+        self.act = act_of(w, act)()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))
@@ -198,7 +218,7 @@ class Rep(nn.Module):
         names: tuple[str, str] = ("conv", "bn"),
     ) -> None:
         super().__init__()
-        self.act = act()
+        self.act = act_of(w, act)()
         if "rbr_reparam" in w:  # the file was fused already
             weight = w.take("rbr_reparam.weight", (None, inputs, 3, 3))
             self.outputs = len(weight)

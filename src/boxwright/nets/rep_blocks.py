@@ -12,21 +12,23 @@ from torch import Tensor, nn
 from boxwright.nets.blocks import Act, Chain, Rep, Unit, pooled
 from boxwright.nets.weights import Weights
 
-__all__ = ["BiFusion", "CspPyramid", "RepCsp", "ScaledBottle", "rep_or_unit", "rep_stack"]
+__all__ = [
+    "BiFusion",
+    "CspPyramid",
+    "RepCsp",
+    "ScaledBottle",
+    "rep_or_unit",
+    "rep_stack",
+]
 
 SEVEN = tuple(f"conv{i}" for i in range(1, 8))
-
-
-def unit_at(w: Weights, inputs: int, kernel: int, stride: int = 1, *, act: Act) -> Unit:
-    """Return a unit whose weights may stand below `block`, as a wrapper of the projects has it."""
-    return Unit(w.at("block") if "block" in w else w, inputs, kernel, stride, act=act)
 
 
 def rep_or_unit(w: Weights, inputs: int, stride: int, act: Act) -> nn.Module:
     """Return a 3x3 re-parameterised unit, or a plain one where the weights are of that."""
     if "rbr_dense" in w or "rbr_reparam" in w:
         return Rep(w, inputs, stride, act=act)
-    return unit_at(w, inputs, 3, stride, act=act)
+    return Unit(w, inputs, 3, stride, act=act)
 
 
 class ScaledBottle(nn.Module):
@@ -77,10 +79,10 @@ class RepCsp(nn.Module):
         names: tuple[str, str, str, str] = ("conv1", "conv2", "conv3", "block"),
     ) -> None:
         super().__init__()
-        self.main = unit_at(w.at(names[0]), inputs, 1, act=act)
-        self.short = unit_at(w.at(names[1]), inputs, 1, act=act)
+        self.main = Unit(w.at(names[0]), inputs, 1, act=act)
+        self.short = Unit(w.at(names[1]), inputs, 1, act=act)
         self.stack = rep_stack(w.at(names[3]), self.main.outputs, act=act)
-        self.final = unit_at(w.at(names[2]), self.stack.outputs + self.short.outputs, 1, act=act)
+        self.final = Unit(w.at(names[2]), self.stack.outputs + self.short.outputs, 1, act=act)
         self.outputs = self.final.outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class CspPyramid(nn.Module):
         super().__init__()
 
         def unit(place: int, channels: int, kernel: int) -> Unit:
-            return unit_at(w.at(names[place - 1]), channels, kernel, act=act)
+            return Unit(w.at(names[place - 1]), channels, kernel, act=act)
 
         self.first = unit(1, inputs, 1)
         self.around = unit(2, inputs, 1)
@@ -148,9 +150,9 @@ class BiFusion(nn.Module):
         ),
     ) -> None:
         super().__init__()
-        self.same = unit_at(w.at(names[0]), same, 1, act=act)
-        self.low = unit_at(w.at(names[1]), low, 1, act=act)
-        self.down = unit_at(w.at(names[4]), self.low.outputs, 3, 2, act=act)
+        self.same = Unit(w.at(names[0]), same, 1, act=act)
+        self.low = Unit(w.at(names[1]), low, 1, act=act)
+        self.down = Unit(w.at(names[4]), self.low.outputs, 3, 2, act=act)
         place = w.at(names[3])
         weight = place.take("weight", (high, None, 2, 2))
         channels = int(weight.shape[1])
@@ -158,7 +160,7 @@ class BiFusion(nn.Module):
         self.up.weight.data.copy_(weight)
         self.up.bias.data.copy_(place.take("bias", (channels,)))
         joined = channels + self.same.outputs + self.down.outputs
-        self.final = unit_at(w.at(names[2]), joined, 1, act=act)
+        self.final = Unit(w.at(names[2]), joined, 1, act=act)
         self.outputs = self.final.outputs
 
     def forward(self, high: Tensor, same: Tensor, low: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ is an error that names the tensors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Weights:
         eps: Of the batch norms; no checkpoint stores it.
         fused: Blocks fold their batch norms and branches into one convolution each.
         spelled: Names as the file spells them, where those of `tensors` were changed.
+        facts: What a file says of its layers, by their full names: `class`, and plain attributes.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Weights:
         eps: float = 1e-3,
         fused: bool = False,
         spelled: Mapping[str, str] | None = None,
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self._tensors = {n: t for n, t in tensors.items() if not n.endswith(_COUNTERS)}
-        self._spelled = spelled or {}
+        self._spelled, self._facts = spelled or {}, facts or {}
         self._taken: set[str] = set()
         self._prefix = ""
         self.eps, self.fused = eps, fused
@@ -51,6 +54,7 @@ class Weights:
         """Return the part below a name; taking from it takes from the whole."""
         part = Weights({}, eps=self.eps if eps is None else eps, fused=self.fused)
         part._tensors, part._taken, part._spelled = self._tensors, self._taken, self._spelled
+        part._facts = self._facts
         part._prefix = f"{self._prefix}{name}."
         return part
 
@@ -64,6 +68,38 @@ class Weights:
         while f"{start}{number}" in self:
             number += 1
         return number
+
+    def count_layers(self) -> int:
+        """Return how many layers numbered 0, 1, 2 … the file tells of, with weights or without."""
+        number = 0
+        while f"{self._prefix}{number}" in self._facts:
+            number += 1
+        return number
+
+    @property
+    def tells(self) -> bool:
+        """Whether the file says what its layers are."""
+        return bool(self._facts)
+
+    def fact(self, name: str, key: str) -> Any:
+        """Return what the file says of a layer, such as its `class`; None when it does not."""
+        full = (self._prefix + name).rstrip(".")
+        return self._facts.get(full, {}).get(key)
+
+    def whole(self, name: str, key: str, default: int) -> int:
+        """Return a small whole number that the file says of a layer; of a pair the first.
+
+        Raises:
+            WeightsDifferError: It is something else.
+        """
+        value = self.fact(name, key)
+        if isinstance(value, tuple) and value and len(set(value)) == 1:
+            value = value[0]
+        if value is None:
+            return default
+        if type(value) is not int or not 0 <= value <= 1 << 16:
+            raise WeightsDifferError(f"{self._prefix}{name} has the {key} {str(value)[:40]!r}")
+        return value
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor.
