@@ -189,7 +189,7 @@ def _request(file: Path, family: str | None, labels: str | None) -> SourceReques
 
 def _describe(file: Path, family: str | None, labels: str | None) -> ModelSpec:
     """Recognise a file that does not explain itself."""
-    return catalog.source_for(file.suffix).describe(_request(file, family, labels))
+    return catalog.source_of(file).describe(_request(file, family, labels))
 
 
 def _open_source(
@@ -197,7 +197,7 @@ def _open_source(
 ) -> Detector:
     """Open a checkpoint in its own framework."""
     request = _request(file, family, labels)
-    source = catalog.source_for(file.suffix)
+    source = catalog.source_of(file)
     source.check(request)
     spec = source.describe(request)
     return Detector(source.reference(request, options), spec)

@@ -150,7 +150,8 @@ class Net(nn.Module):
 
     def maps(self, images: Tensor) -> Maps:
         """Return the raw outputs by name, one per level."""
-        return self.head(self.body(images))
+        maps: Maps = self.head(self.body(images))
+        return maps
 
     def forward(self, images: Tensor) -> Tensor:
         return self.decode(self.maps(images))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from boxwright.nets.blocks import (
-    Bottleneck,
     Chain,
     Csp,
     Plain,

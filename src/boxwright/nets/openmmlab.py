@@ -60,9 +60,10 @@ def acts_of(config: OpenmmlabConfig) -> tuple[Act, Act, Act]:
 
 def csp(w: Weights, inputs: int, *, act: Act, shortcut: bool) -> Csp:
     """Return a CSP layer of 1x1-3x3 bottlenecks, or of CSPNeXt's 3x3-separable 5x5."""
-    next_kind = "blocks.0.conv2.depthwise_conv" in w and w.shape(
-        "blocks.0.conv2.depthwise_conv.conv.weight"
-    )[2] == 5
+    next_kind = (
+        "blocks.0.conv2.depthwise_conv" in w
+        and w.shape("blocks.0.conv2.depthwise_conv.conv.weight")[2] == 5
+    )
     kernels = (3, 5) if next_kind else (1, 3)
 
     def block(part: Weights, channels: int) -> nn.Module:
@@ -140,9 +141,7 @@ def _csp_parts(act: Act, lateral: Callable[[Weights, int], nn.Module]) -> Parts:
 class AnchorHead(nn.Module):
     """A 1x1 convolution per level; implicit knowledge around it is folded (YOLOR)."""
 
-    def __init__(
-        self, w: Weights, widths: tuple[int, ...], class_count: int, anchors: int
-    ) -> None:
+    def __init__(self, w: Weights, widths: tuple[int, ...], class_count: int, anchors: int) -> None:
         super().__init__()
         self.count, self.channels = anchors, 5 + class_count
         self.layers = nn.ModuleList(
@@ -300,15 +299,16 @@ class TowerHead(nn.Module):
         for name, (place, channels) in outputs.items():
             rows = self.classes if name == "cls_score" else self.boxes
             self.last[name] = nn.ModuleList(
-                Plain(w.at(f"{place}.{i}"), r.outputs, outputs=channels)
-                for i, r in enumerate(rows)
+                Plain(w.at(f"{place}.{i}"), r.outputs, outputs=channels) for i, r in enumerate(rows)
             )
 
     def forward(self, features: list[Tensor]) -> Maps:
         classes = [t(x) for t, x in zip(self.classes, features, strict=True)]
         boxes = [t(x) for t, x in zip(self.boxes, features, strict=True)]
         return {
-            name: [p(x) for p, x in zip(layers, classes if name == "cls_score" else boxes)]
+            name: [
+                p(x) for p, x in zip(layers, classes if name == "cls_score" else boxes, strict=True)
+            ]
             for name, layers in self.last.items()
         }
 
@@ -337,7 +337,7 @@ class PixelDistances(nn.Module):
         self.head, self.strides, self.exp = head, strides, exp
 
     def forward(self, features: list[Tensor]) -> Maps:
-        maps = self.head(features)
+        maps: Maps = self.head(features)
         maps["bbox_pred"] = [
             (m.exp() if self.exp else m) * s
             for m, s in zip(maps["bbox_pred"], self.strides, strict=True)

@@ -1,11 +1,14 @@
-"""MMYOLO's YOLOv6, versions 2 and 3. Source: MMYOLO 0.6, `models/`; arXiv:2209.02976, 2301.05586."""
+"""MMYOLO's YOLOv6, versions 2 and 3.
+
+Source: MMYOLO 0.6, `models/`; arXiv:2209.02976, 2301.05586.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from boxwright.nets import OpenmmlabConfig
-from boxwright.nets.blocks import Act, Chain, Plain, PoolPyramid, Rep, Unit
+from boxwright.nets.blocks import Act, Chain, Plain, PoolPyramid, Unit
 from boxwright.nets.heads import Maps, Net, PointDecode
 from boxwright.nets.openmmlab import acts_of, parts_of, with_distances
 from boxwright.nets.pyramid import Body, Parts, Pyramid, Stages

@@ -42,7 +42,7 @@ class Elan(nn.Module):
         parts = [self.short(x), self.main(x)]
         for block in self.blocks:
             parts.append(block(parts[-1]))
-        return self.final(torch.cat(parts[:1:-1] + [parts[1], parts[0]], dim=1))
+        return self.final(torch.cat([*parts[:1:-1], parts[1], parts[0]], dim=1))
 
 
 class TinyElan(nn.Module):

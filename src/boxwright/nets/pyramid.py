@@ -14,7 +14,6 @@ from boxwright.nets.weights import Weights
 __all__ = ["Body", "Parts", "Pyramid", "Stages"]
 
 
-
 class Same(nn.Module):
     """Nothing; it tells its channels as other blocks do."""
 
@@ -144,4 +143,5 @@ class Body(nn.Module):
         self.backbone, self.neck = backbone, neck
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.neck(self.backbone(images))
+        maps: list[Tensor] = self.neck(self.backbone(images))
+        return maps

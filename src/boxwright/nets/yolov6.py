@@ -125,7 +125,9 @@ class Neck(nn.Module):
             )
             block = _block(w.at(f"Rep_p{top - step}"), fuse.outputs)
             channels = block.outputs
-            for rows, made in zip((self.reduce, self.fuse, self.up), (reduce, fuse, block)):
+            for rows, made in zip(
+                (self.reduce, self.fuse, self.up), (reduce, fuse, block), strict=True
+            ):
                 rows.append(made)
         self.halve, self.down = nn.ModuleList(), nn.ModuleList()
         outs = [channels]
@@ -139,12 +141,13 @@ class Neck(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         x, inner = maps[-1], []
-        for step, (reduce, fuse, block) in enumerate(zip(self.reduce, self.fuse, self.up)):
+        upward = zip(self.reduce, self.fuse, self.up, strict=True)
+        for step, (reduce, fuse, block) in enumerate(upward):
             level = len(maps) - 2 - step
             inner.append(reduce(x))
             x = block(fuse(inner[-1], maps[level], maps[level - 1]))
         outs = [x]
-        for step, (halve, block) in enumerate(zip(self.halve, self.down)):
+        for step, (halve, block) in enumerate(zip(self.halve, self.down, strict=True)):
             outs.append(block(torch.cat((halve(outs[-1]), inner[-1 - step]), dim=1)))
         return outs
 
@@ -170,7 +173,8 @@ class Body(nn.Module):
         self.backbone, self.neck = backbone, neck
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.neck(self.backbone(images))
+        maps: list[Tensor] = self.neck(self.backbone(images))
+        return maps
 
 
 def build(w: Weights, class_count: int) -> Net:

@@ -120,8 +120,8 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
         pairs = zip(keys, (_value(v, names) for v in node.values), strict=True)
         return {k: v for k, v in pairs if isinstance(k, (str, int)) and v is not _UNKNOWN}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        pairs = ((k.arg, _value(k.value, names)) for k in node.keywords)
-        return {k: v for k, v in pairs if k is not None and v is not _UNKNOWN}
+        given = {k.arg: _value(k.value, names) for k in node.keywords if k.arg is not None}
+        return {k: v for k, v in given.items() if v is not _UNKNOWN}
     if isinstance(node, ast.Name):
         return names.get(node.id, _UNKNOWN)
     return _computed(node, names)
@@ -168,9 +168,7 @@ def _anchors(value: Any, what: str) -> tuple[tuple[tuple[float, float], ...], ..
     except (TypeError, ValueError):
         levels = ()
     if not levels or len({len(level) for level in levels}) != 1 or not levels[0]:
-        raise SourceError(
-            what, "its configuration gives no anchors (base_sizes)", "give --config"
-        )
+        raise SourceError(what, "its configuration gives no anchors (base_sizes)", "give --config")
     return levels
 
 
@@ -222,7 +220,7 @@ def network_config(config: Mapping[str, Any], what: str) -> OpenmmlabConfig:
         eps=cast("tuple[float, float, float]", tuple(_eps(s, eps) for s in sections)),
         acts=tuple(_act(s, act) for s in sections),
         anchors=anchors,
-        exp_on_reg=bool(head.get("exp_on_reg", not module and kind == "rtmdet" and False)),
+        exp_on_reg=head.get("exp_on_reg") is True,
     )
 
 
