@@ -15,6 +15,7 @@ from boxwright.detector import Detector
 from boxwright.devices import Device, device_from_text
 from boxwright.errors import RequestError, SourceError
 from boxwright.sources import SourceRequest
+from boxwright.sources.onnx_file import joined_bytes
 from boxwright.stamps import stamp_from_metadata
 from boxwright.types import ModelSpec
 
@@ -162,6 +163,10 @@ def _open(
         )
     if stamp is None:
         spec = _describe(file, family, labels)
+        data = joined_bytes(_request(file, family, labels))
+        if data is not None:
+            backend.close()
+            backend = kind.open_bytes(data, options)
         return Detector(backend, spec)
     spec = stamp.spec
     if labels is not None:

@@ -23,7 +23,7 @@ from boxwright.sources import RawModel, Source, SourceRequest
 from boxwright.sources.sidecars import read_sidecars
 from boxwright.types import DEFAULT_OPSET, ModelSpec
 
-__all__ = ["SOURCE"]
+__all__ = ["SOURCE", "joined_bytes"]
 
 _END2END = {"num_dets", "det_boxes", "num_detections"}
 
@@ -275,11 +275,16 @@ def _describe(request: SourceRequest) -> ModelSpec:
     return _spec(_settled(model_from_file(request.path), request), request)
 
 
-def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
+def joined_bytes(request: SourceRequest) -> bytes | None:
+    """Return the file with its outputs joined to one, or None where it has one already."""
     model = _settled(model_from_file(request.path), request)
     single = _single_head(model, request)
-    if single is not model:
-        data = bytes_from_model(single, str(request.path))
+    return None if single is model else bytes_from_model(single, str(request.path))
+
+
+def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
+    data = joined_bytes(request)
+    if data is not None:
         return catalog.backend("onnxruntime").open_bytes(data, options)
     return catalog.backend("onnxruntime").open(request.path, options)
 
