@@ -26,7 +26,10 @@ from boxwright.sources.torch_zip import open_archive
 __all__ = ["NativeFile", "is_project_pickle", "read_native"]
 
 Project = Literal["openmmlab", "yolox", "yolov5", "yolov6", "yolov7"]
-_PICKLED = re.compile(rb"(?<![\w.])(models\.yolo|yolov6\.models\.yolo)(?![\w.])")
+# A class's module behind the opcode that names it: GLOBAL, SHORT_BINUNICODE or BINUNICODE.
+_PICKLED = re.compile(
+    rb"(?:c|\x8c.|X.\x00\x00\x00)(?:models\.yolo|yolov6\.models\.yolo)(?![\w.])", re.DOTALL
+)
 _YOLOV7_LAYERS = frozenset({"IDetect", "IAuxDetect", "RepConv", "SPPCSPC", "MP", "SP", "ReOrg"})
 # MMDetection numbers the steps of its necks, MMYOLO the places of all levels.
 _MMDET_NAMES = (
