@@ -15,7 +15,6 @@ from boxwright.detector import Detector
 from boxwright.devices import Device, device_from_text
 from boxwright.errors import RequestError, SourceError
 from boxwright.sources import SourceRequest
-from boxwright.sources.onnx_file import joined_bytes
 from boxwright.stamps import stamp_from_metadata
 from boxwright.types import ModelSpec
 
@@ -162,6 +161,8 @@ def _open(
             "keep that file beside the plan, or build it with: boxwright build",
         )
     if stamp is None:
+        from boxwright.sources.onnx_file import joined_bytes  # onnx: only where it is needed
+
         spec = _describe(file, family, labels)
         data = joined_bytes(_request(file, family, labels))
         if data is not None:
