@@ -17,7 +17,7 @@ from boxwright.types import FloatArray, Image, Preprocess
 
 __all__ = ["Placement", "bgr_from_array", "place", "prepare", "source_from_input"]
 
-_FILTERS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+_FILTERS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,10 @@ def _resize(image: Image, where: Placement, rules: Preprocess) -> Image:
     height, width = where.resized_size
     if where.source_size == (height, width):
         return image
-    return np.asarray(
-        cv2.resize(image, (width, height), interpolation=_FILTERS[rules.interpolation]), np.uint8
-    )
+    kernel = _FILTERS[rules.interpolation]
+    if rules.interpolation == "area" and min(where.scale) >= 1:
+        kernel = cv2.INTER_LINEAR  # as MMYOLO does: area is for shrinking
+    return np.asarray(cv2.resize(image, (width, height), interpolation=kernel), np.uint8)
 
 
 def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:

@@ -29,6 +29,7 @@ __all__ = [
     "Detections",
     "FloatArray",
     "GraphSignature",
+    "HeadJoin",
     "HeadLayout",
     "Image",
     "IntArray",
@@ -80,7 +81,7 @@ class Preprocess:
         scale: Factor on the 0..255 pixel values, before mean and std.
         mean, std: Per channel, in tensor order, in units of the scaled pixel.
         pad_value: Grey level (0..255) of the padding, before scaling.
-        interpolation: OpenCV's name of the filter.
+        interpolation: OpenCV's name of the filter; `area` holds for shrinking, growing is linear.
     """
 
     resize: Resize = "letterbox"
@@ -90,7 +91,7 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pad_value: int = 114
-    interpolation: Literal["linear", "cubic"] = "linear"
+    interpolation: Literal["linear", "cubic", "area"] = "linear"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -163,6 +164,50 @@ class HeadLayout:
         if "strides" in values:
             values["strides"] = tuple(values["strides"])
         return cls(**values)
+
+
+JoinKind: TypeAlias = Literal[
+    "point_levels", "anchor_levels", "boxes_scores", "detections", "labels_boxes_scores", "queries",
+    "query_rows",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class HeadJoin:
+    """How the outputs of a project's own export become the one raw tensor of a `HeadLayout`.
+
+    `boxwright.graph.join` adds the nodes. Kinds, with the outputs that they take:
+
+    - `point_levels`: a map (B, classes + distances, h, w) per level, class logits first; four
+      distances in strides, or `bins` logits for each. Becomes (B, A, 4 + classes), xyxy.
+    - `anchor_levels`: a map per level, before the sigmoid, (B, anchors, h, w, 5 + classes) or
+      (B, anchors * (5 + classes), h, w). Becomes (B, A, 5 + classes), cxcywh.
+    - `boxes_scores`: boxes (B, A, 4), scores (B, classes, A). Becomes (B, A, 4 + classes).
+    - `detections`: boxes and scores (B, K, 5), labels (B, K). Becomes (B, K, 6), as the next ones.
+    - `labels_boxes_scores`: labels (B, K), boxes (B, K, 4), scores (B, K).
+    - `queries`: boxes (B, Q, 4), class logits (B, Q, classes and maybe a background): the best Q
+      of all queries and classes.
+    - `query_rows`: one (B, Q, 4 + classes), scores after the sigmoid: the best class of each query.
+
+    Attributes:
+        kind: Of the above.
+        outputs: Names, in that order; of levels, fine to coarse.
+        strides: Of the levels.
+        offset: Where in its cell the point of `point_levels` is.
+        bins: Of each distance; 1 for a plain one.
+        anchors: (levels, anchors, 2) width and height in pixels.
+        class_count: Of the classes that count.
+        fixed_inputs: Inputs besides the pictures: name and the values of one picture's row.
+    """
+
+    kind: JoinKind
+    outputs: tuple[str, ...]
+    strides: tuple[int, ...] = ()
+    offset: float = 0.5
+    bins: int = 1
+    anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
+    class_count: int = 0
+    fixed_inputs: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ def _versions() -> dict[str, str]:
 
 BACKEND = BackendKind(
     name="pytorch",
-    suffixes=(".pt", ".safetensors"),
+    suffixes=(".pt", ".pth", ".safetensors"),
     missing=_missing,
     open=_refuse,
     open_bytes=_refuse,
