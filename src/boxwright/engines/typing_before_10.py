@@ -71,7 +71,7 @@ def _hold(trt: Any, network: Any, float32_nodes: Set[str]) -> int:
         ours = bool({name, _REPEATED.sub("", name)} & float32_nodes)
         inputs = (layer.get_input(i) for i in range(layer.num_inputs))
         follows = any(tensor is not None and str(tensor.name) in written for tensor in inputs)
-        if not (layer.type in computing and ours or layer.type in moving and (ours or follows)):
+        if not ((layer.type in computing and ours) or (layer.type in moving and (ours or follows))):
             continue
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
         floating = [i for i, tensor in enumerate(outputs) if tensor.dtype == trt.float32]
