@@ -1,9 +1,9 @@
 """Masks from prototypes and coefficients, in NumPy. Pure.
 
 A mask's logits are coefficients times prototypes, at a quarter of the network input's size.
-Ultralytics 8.4.190 (`utils/ops.py`) makes masks of them in two ways, and so do we: `masks_in_source`
-is its `retina_masks=True` (`process_mask_native`), in the size of the picture, which `Detector`
-returns; `masks_in_input` its default (`process_mask`), in the size of the network input.
+Ultralytics 8.4.190 (`utils/ops.py`) makes masks of them in two ways, and so do we:
+`masks_in_source` is its `retina_masks=True` (`process_mask_native`), in the size of the picture,
+which `Detector` returns; `masks_in_input` its default (`process_mask`), in the network input's.
 """
 
 from __future__ import annotations

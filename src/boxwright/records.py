@@ -121,4 +121,6 @@ def outline(crop: MaskCrop) -> npt.NDArray[np.float64]:
     if not contours:
         return np.zeros((0, 2))
     largest = max(contours, key=cv2.contourArea)
-    return largest.reshape(-1, 2) + np.array([crop.left, crop.top], np.float64)
+    points: npt.NDArray[np.float64] = np.array(largest, np.float64).reshape(-1, 2)
+    points += np.array([crop.left, crop.top])
+    return points

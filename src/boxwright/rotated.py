@@ -6,7 +6,7 @@ about its centre, clockwise in the picture, whose y axis points down.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +37,17 @@ def corners_from_rotated(rotated: FloatArray) -> FloatArray:
     >>> corners_from_rotated(np.array([[5, 5, 4, 2, 0]], np.float32))[0].tolist()
     [[7.0, 6.0], [7.0, 4.0], [3.0, 4.0], [3.0, 6.0]]
     """
+    corners: FloatArray = _corners(rotated).astype(np.float32, copy=False)
+    return corners
+
+
+def _corners(rotated: npt.NDArray[Any]) -> npt.NDArray[Any]:
     centre, angle = rotated[:, None, :2], rotated[:, 4:5]
     cos, sin = np.cos(angle), np.sin(angle)
     along = np.concatenate([cos, sin], axis=1) * rotated[:, 2:3] / 2
     across = np.concatenate([-sin, cos], axis=1) * rotated[:, 3:4] / 2
     corners = np.stack([along + across, along - across, -along - across, across - along], axis=1)
-    result: FloatArray = (centre + corners).astype(rotated.dtype, copy=False)
-    return result
+    return np.asarray(centre + corners)
 
 
 def enclosing_boxes(rotated: FloatArray, image_size: tuple[int, int]) -> FloatArray:
@@ -111,7 +115,7 @@ def rotated_iou(first: FloatArray, second: FloatArray) -> float:
     """
     boxes = np.stack([first, second]).astype(np.float64)
     area = float(np.prod(boxes[0, 2:4])), float(np.prod(boxes[1, 2:4]))
-    polygon, window = corners_from_rotated(boxes).astype(np.float64)
+    polygon, window = _corners(boxes)
     middle = window.mean(axis=0)
     for start, end in zip(window, np.roll(window, -1, axis=0), strict=True):
         normal = np.array([end[1] - start[1], start[0] - end[0]])
