@@ -135,9 +135,9 @@ def _antialiased_rows(image: Image, target: int) -> Image:
     last = np.minimum((centre + support + 0.5).astype(np.int64), source)
     offsets = np.arange(int((last - first).max()))
     places = first[:, None] + offsets
-    weights = np.maximum(1 - np.abs((places - centre[:, None] + 0.5) / support), 0.0)
+    weights = np.maximum(1 - np.abs((places - centre[:, None] + 0.5) * (1 / support)), 0.0)
     weights[places >= last[:, None]] = 0
-    weights /= weights.sum(axis=1, keepdims=True)
+    weights *= 1 / np.cumsum(weights, axis=1)[:, -1:]  # summed one by one, as there
     fixed = (weights * (1 << _FIXED_BITS) + 0.5).astype(np.int32)
     places = np.minimum(places, source - 1)
     total = np.full((target, *image.shape[1:]), 1 << (_FIXED_BITS - 1), np.int32)

@@ -32,10 +32,8 @@ def dicts_from_detections(found: Detections) -> list[dict[str, Any]]:
     """Return what `Detections.as_dicts` promises."""
     records: list[dict[str, Any]] = []
     for index, (box, score, class_id) in enumerate(found):
-        record: dict[str, Any] = {}
-        if found.task != "classify":
-            record["xyxy"] = [round(float(v), 3) for v in box]
-        record |= {
+        record: dict[str, Any] = {
+            "xyxy": [round(float(v), 3) for v in box],
             "score": round(score, 6),
             "class_id": class_id,
             "class_name": found.class_name(class_id),

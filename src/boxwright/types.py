@@ -725,8 +725,7 @@ class Detections:
         """Return `{xyxy, score, class_id, class_name}` for each detection, in plain types.
 
         Besides, by task: `mask` (COCO's compressed RLE), `keypoints` (rows of numbers) or `rotated`
-        (centre x, centre y, width, height, angle) with its four `corners`. A classifier's have no
-        `xyxy`.
+        (centre x, centre y, width, height, angle) with its four `corners`.
 
         >>> d = Detections(np.array([[1, 2, 3, 4]], np.float32), np.array([0.5], np.float32),
         ...                np.array([0]), ("person",), (10, 10))
