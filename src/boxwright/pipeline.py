@@ -128,10 +128,13 @@ def _check_request(recipe: Recipe) -> None:
 def _check_picture_input(recipe: Recipe, resolved: Resolved) -> None:
     """Refuse image-input files of a model whose preprocessing no graph can do."""
     if any(t.input == "image" for t in recipe.targets):
+        from boxwright.graph.end2end import check_picture_outputs
         from boxwright.graph.image_input import check_preprocess
 
         spec = resolved.source.describe(resolved.request)
         check_preprocess(spec.preprocess, recipe.source)
+        for target in recipe.target_records():
+            check_picture_outputs(spec.task, target)
 
 
 def _calibration_files(recipe: Recipe) -> list[Path]:

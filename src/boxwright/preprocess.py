@@ -114,7 +114,10 @@ def _cropped(source_size: tuple[int, int], input_size: tuple[int, int]) -> Place
 
 
 def antialiased(image: Image, size: tuple[int, int]) -> Image:
-    """Return a picture resized to (height, width) as Pillow's bilinear filter does it, to the bit.
+    """Return a picture resized to (height, width) as Pillow's bilinear filter does it.
+
+    To the bit where both sides are scaled much alike, as before a crop; otherwise Pillow 13 takes
+    the two passes the other way round, and a grey level may differ.
 
     Formula: Pillow 12, `src/libImaging/Resample.c`: a triangle as wide as the step, in fixed point
     of 22 bits, across and then down, each rounded to whole grey levels.

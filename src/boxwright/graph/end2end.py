@@ -32,6 +32,7 @@ __all__ = [
     "OUTPUT_NAMES",
     "add_end2end",
     "check_nms_request",
+    "check_picture_outputs",
     "runnable_anywhere",
     "with_score_threshold",
 ]
@@ -58,12 +59,6 @@ def check_nms_request(
             else "the plugin knows no rotated boxes",
             "use --nms portable, which builds with TensorRT, too",
         )
-    if task != "detect" and target.input == "image" and target.outputs == "end2end":
-        raise RequestError(
-            f"--input image --outputs end2end of a model of task {task}",
-            "such a graph maps boxes to the picture, and nothing else",
-            "use --input tensor, or --outputs raw",
-        )
     if target.dynamic_thresholds and target.nms == "efficient_nms" and not spec_nms_free:
         raise RequestError(
             "--dynamic-thresholds --nms efficient_nms",
@@ -84,6 +79,20 @@ def check_nms_request(
     for name, count in (("pre-topk", settings.pre_topk), ("keep-topk", settings.keep_topk)):
         if count < 1:
             raise RequestError(f"--{name} {count}", "it is not a positive number", "use e.g. 300")
+
+
+def check_picture_outputs(task: TaskName, target: Target) -> None:
+    """Refuse an image-input file whose end-to-end outputs are more than boxes.
+
+    Raises:
+        RequestError: It is one.
+    """
+    if task != "detect" and target.input == "image" and target.outputs == "end2end":
+        raise RequestError(
+            f"--input image --outputs end2end of a model of task {task}",
+            "such a graph maps boxes to the picture, and nothing else",
+            "use --input tensor, or --outputs raw",
+        )
 
 
 def add_end2end(
