@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from boxwright.preprocess import antialiased
 from boxwright.rle import mask_from_rle, rle_from_mask
 from boxwright.rotated import corners_from_rotated, probiou_matrix, rotated_iou, rotated_nms
 from boxwright.sources import RawModel, SourceRequest
-from boxwright.task_parity import keypoint_similarity, mask_iou, task_gaps
+from boxwright.task_parity import TASK_TOLERANCES, keypoint_similarity, mask_iou, task_gaps
 from boxwright.types import Detections, MaskCrop, NmsSettings, Target
 
 torch = pytest.importorskip("torch", reason="the export extra is not installed")
@@ -311,3 +312,37 @@ def test_run_and_predict(raw, cli, tmp_path, task):
     assert len(list(drawings.iterdir())) == 3
     records = json.loads(Path(tmp_path / "coco.json").read_text())
     assert records and ("keypoints" in records[0]) == (task == "pose")
+
+
+ASSETS = Path(
+    os.environ.get("BOXWRIGHT_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ASSETS.is_dir(), reason=f"the real weights are not at {ASSETS}")
+@pytest.mark.parametrize("task", ["pose", "seg"])
+def test_real_weights(task):
+    """Four people stand before a bus: each has a face above the feet, or a mask that fills."""
+    from boxwright.loading import load
+
+    with load(ASSETS / "checkpoints" / f"yolov8n-{task}-deq.pt", quiet=True) as detector:
+        found = detector(ASSETS / "images" / "bus.jpg")
+    names = [found.class_name(int(c)) for c in found.class_ids]
+    assert names.count("person") == 4
+    if task == "seg":
+        shares = found.masks.sum((1, 2)) / np.prod(found.xyxy[:, 2:] - found.xyxy[:, :2], axis=1)
+        assert "bus" in names and (shares[:3] > 0.4).all() and (shares <= 1.02).all()
+        return
+    for points in found.keypoints[:3]:
+        nose, ankles = points[0], points[15:]
+        assert all(nose[1] < a[1] for a in ankles if a[2] > 0.5)
+
+
+def test_tolerances_are_those_of_the_page():
+    text = (Path(__file__).parents[1] / "docs" / "verification.md").read_text(encoding="utf-8")
+    limits = [TASK_TOLERANCES[p] for p in ("fp32", "fp16", "int8")]
+    cells = " | ".join(
+        f"at most {t.gap:g}" + (" on average" if t.on_average else "") for t in limits
+    )
+    assert text.count(f"| {cells} |") == 3

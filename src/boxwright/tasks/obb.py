@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
 from boxwright.rotated import corners_from_rotated
 from boxwright.tasks import Task
 from boxwright.tasks.detect import color_of_class, draw_labels
-from boxwright.types import Detections, Image
+from boxwright.types import Detections, FloatArray, Image
 
 __all__ = ["TASK", "draw_rotated"]
 
@@ -29,7 +31,15 @@ def draw_rotated(image: Image, detections: Detections) -> Image:
     for points, class_id in reversed(list(zip(corners, labels, strict=True))):
         outline = np.round(points).astype(np.int32)
         cv2.polylines(canvas, [outline], True, color_of_class(class_id), line, cv2.LINE_AA)
-    return draw_labels(canvas, detections)
+    return draw_labels(canvas, replace(detections, xyxy=_topmost(corners, detections)))
+
+
+def _topmost(corners: FloatArray, detections: Detections) -> FloatArray:
+    """Return boxes without area at each box's uppermost corner, inside the picture, for labels."""
+    highest = corners[np.arange(len(corners)), corners[:, :, 1].argmin(axis=1)]
+    height, width = detections.image_size
+    points = np.clip(highest, 0, np.array([width, height], np.float32))
+    return np.concatenate([points, points], axis=1)
 
 
 TASK = Task(name="obb", draw=draw_rotated)
