@@ -310,6 +310,10 @@ def test_run_and_predict(raw, cli, tmp_path, task):
               tmp_path / "coco.json", "--runtime", "onnxruntime")  # fmt: skip
     assert ran.code == 0, ran.err
     assert len(list(drawings.iterdir())) == 3
+    if task == "classify":  # before any work
+        ran = cli("run", path, "--out", tmp_path / "more", "--data", tmp_path / "pics")
+        assert ran.code == 2 and "not measured" in ran.error
+        assert not (tmp_path / "more").exists()
     records = json.loads(Path(tmp_path / "coco.json").read_text())
     assert records and ("keypoints" in records[0]) == (task == "pose")
 

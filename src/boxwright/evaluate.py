@@ -28,7 +28,7 @@ from boxwright.scoring import (
 from boxwright.significance import Matches, interval, matches_from_pictures
 from boxwright.types import Accuracy, ClassAccuracy, Detections, Image, ModelSpec, NmsSettings
 
-__all__ = ["MAX_DETECTIONS", "PRE_TOPK", "SCORE_THRESHOLD", "evaluate"]
+__all__ = ["MAX_DETECTIONS", "PRE_TOPK", "SCORE_THRESHOLD", "check_task", "evaluate"]
 
 SCORE_THRESHOLD = 0.001  # Ultralytics 8.4.190 and YOLOv5 v7.0 in `val.py`
 MAX_DETECTIONS = 300  # the same; COCO's own 100 a class cuts crowded pictures
@@ -168,12 +168,7 @@ def _plan(detector: Detector, score: float | None, iou: float | None, max_detect
             measure.
     """
     spec, operating = detector.spec, detector.nms
-    if spec.task in ("obb", "classify"):
-        raise RequestError(
-            f"accuracy of {spec.name}",
-            f"accuracy of the task {spec.task} is not measured yet",
-            "leave --data out, or use --skip-evaluate",
-        )
+    check_task(spec)
     nms_free = spec.layout.nms_free
     wanted_iou = catalog.family(spec.family).evaluation_iou if iou is None else iou
     wanted_score = SCORE_THRESHOLD if score is None else score
@@ -199,6 +194,20 @@ def _plan(detector: Detector, score: float | None, iou: float | None, max_detect
     rises = settings.score_threshold <= operating.score_threshold
     twice = free and (settings.iou_threshold != operating.iou_threshold or not rises)
     return _Plan(dataclasses.replace(settings, keep_topk=limit), operating, twice, warnings)
+
+
+def check_task(spec: ModelSpec) -> None:
+    """Refuse a model whose task has no measure of accuracy.
+
+    Raises:
+        RequestError: It has none.
+    """
+    if spec.task in ("obb", "classify"):
+        raise RequestError(
+            f"accuracy of {spec.name}",
+            f"accuracy of the task {spec.task} is not measured yet",
+            "leave --data out",
+        )
 
 
 def _task_warnings(spec: ModelSpec) -> Iterator[str]:
