@@ -25,6 +25,7 @@ _OVER = 0.25
 # Values spread around one, not around zero, keep SiLU nearly linear: with its bend in their midst a
 # deep random network is chaotic, and a last digit of the input moves its scores by a half.
 _NORM_SCALE, _NORM_SHIFT = 0.5, 1.5
+_CLASS_GAIN = 30.0
 _SPREAD = 1.0  # standard deviation of the best logit of each anchor
 
 
@@ -62,18 +63,28 @@ def settle(network: Any, pictures: torch.Tensor) -> None:
         norm.momentum = 0.03
 
 
+def class_scores(network: Any, pictures: torch.Tensor) -> torch.Tensor:
+    """Return the scores of some pictures: (N, classes, anchors); of a classifier (N, classes)."""
+    raw = network(pictures[:8])[0]
+    raw = raw[0] if isinstance(raw, tuple) else raw  # prototypes stand behind it
+    head = network.model[-1]
+    return raw if hasattr(head, "linear") else raw[:, 4 : 4 + head.nc]
+
+
 def sharpen(network: Any, pictures: torch.Tensor) -> None:
     """Scale and shift the class branches of the head."""
     head = network.model[-1]
+    if hasattr(head, "linear"):  # a classifier: far apart classes, no threshold
+        head.linear.weight.data.mul_(_CLASS_GAIN)
+        return
     with torch.no_grad():
-        raw = network(pictures[:8])[0]
-        best = torch.logit(raw[:, 4:].clamp(1e-12, 1 - 1e-7)).amax(1)
+        best = torch.logit(class_scores(network, pictures).clamp(1e-12, 1 - 1e-7)).amax(1)
         gain = _SPREAD / float(best.std())
         for branch in head.cv3:
             branch[-1].weight.mul_(gain)
             branch[-1].bias.mul_(gain)
-        raw = network(pictures[:8])[0]
-        best = torch.logit(raw[:, 4:].clamp(1e-12, 1 - 1e-7)).amax(1).flatten()
+        scores = class_scores(network, pictures)
+        best = torch.logit(scores.clamp(1e-12, 1 - 1e-7)).amax(1).flatten()
         shift = float(np.log(_OVER / (1 - _OVER)) - torch.quantile(best, 1 - _SHARE))
         for branch in head.cv3:
             branch[-1].bias.add_(shift)
@@ -89,7 +100,7 @@ def main() -> None:
     settle(model.model, pictures)
     sharpen(model.model, pictures)
     with torch.no_grad():
-        scores = model.model(pictures[:8])[0][:, 4:].amax(1)
+        scores = class_scores(model.model, pictures).amax(1)
     print(f"{wishes.model}: {float((scores > _OVER).float().mean()):.4f} of the anchors score over "
           f"{_OVER}, the best {float(scores.max()):.3f}")  # fmt: skip
     model.save(str(wishes.out))

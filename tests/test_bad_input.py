@@ -251,7 +251,7 @@ VERBS = {
     "verify precision": (["verify", "tiny.onnx", "tiny.onnx", "--precision", "int"], "--precision"),
     "verify damaged picture": (["verify", "tiny.onnx", "tiny.onnx", "--images", "note.txt"], ""),
     "inspect missing": (["inspect", "missing.onnx"], "no such file"),
-    "inspect kind": (["inspect", "note.txt"], "only .onnx, .plan, .engine, .pt and .safetensors"),
+    "inspect kind": (["inspect", "note.txt"], ".engine, .pt, .pth and .safetensors"),
     "inspect text": (["inspect", "text.onnx"], "it is text"),
     "inspect no family": (["inspect", "relu.onnx"], "no known family"),
     "clean nothing": (["clean", "pics"], "no run of ours"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_official import CASES as OFFICIAL
 from tiny_models import nms_free_onnx, ultralytics_onnx, yolov5_onnx, yolox_onnx
 
 import boxwright
@@ -69,7 +70,8 @@ def run(source: Path, out: Path, **extra):
 
 
 def test_every_family_is_covered_here():
-    assert {f.name for f in catalog.families()} == set(TINY)
+    official = {family for _, _, family, _ in OFFICIAL.values()}  # proven in test_official.py
+    assert {f.name for f in catalog.families()} == set(TINY) | official
 
 
 @pytest.mark.parametrize("family", TINY)

@@ -22,6 +22,7 @@ __all__ = [
     "iou_matrix",
     "nms",
     "select_candidates",
+    "select_with_extras",
     "sigmoid",
     "xywh_from_xyxy",
     "xyxy_from_cxcywh",
@@ -164,6 +165,13 @@ def decode(
 def select_candidates(
     raw: FloatArray, layout: HeadLayout, input_size: tuple[int, int], settings: NmsSettings
 ) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Do `select_with_extras`, without the extra columns."""
+    return select_with_extras(raw, layout, input_size, settings)[:3]
+
+
+def select_with_extras(
+    raw: FloatArray, layout: HeadLayout, input_size: tuple[int, int], settings: NmsSettings
+) -> tuple[FloatArray, FloatArray, IntArray, FloatArray]:
     """Decode one picture's raw head, only where the score exceeds the threshold.
 
     Equal to `decode` followed by steps 1 and 2 of `NmsSettings`, but it touches the boxes of the
@@ -176,7 +184,8 @@ def select_candidates(
         settings: Threshold, candidate limit and label mode.
 
     Returns:
-        boxes (K, 4) xyxy float32 in input pixels, scores (K,), class ids (K,) int64, best first.
+        boxes (K, 4) xyxy float32 in input pixels (of a rotated head before the turn), scores (K,),
+        class ids (K,) int64, and the extra columns (K, extras); best first.
     """
     columns = raw if layout.axes == "nca" else raw.T  # (C, A) view
     if layout.nms_free:
@@ -206,18 +215,20 @@ def select_candidates(
     where, labels, best = where[order], labels[order], best[order]
     chosen = where if anchors is None else anchors[where]
     boxes = _decode_boxes(columns[:4, chosen].T, layout, input_size, chosen)
-    return boxes, np.ascontiguousarray(best), labels.astype(np.int64)
+    extras = columns[end:, chosen].T
+    return boxes, np.ascontiguousarray(best), labels.astype(np.int64), extras
 
 
 def _select_final_rows(
     columns: FloatArray, layout: HeadLayout, input_size: tuple[int, int], settings: NmsSettings
-) -> tuple[FloatArray, FloatArray, IntArray]:
+) -> tuple[FloatArray, FloatArray, IntArray, FloatArray]:
     """Threshold and sort the rows of an NMS-free head, given as (channels, rows)."""
     scores = columns[4] if layout.scores_activated else sigmoid(columns[4])
     keep = np.flatnonzero(scores > np.float32(settings.score_threshold))
     keep = keep[np.argsort(-scores[keep], kind="stable")]
     boxes = _decode_boxes(columns[:4, keep].T, layout, input_size, None)
-    return boxes, scores[keep], np.rint(columns[5, keep]).astype(np.int64)
+    labels = np.rint(columns[5, keep]).astype(np.int64)
+    return boxes, scores[keep], labels, columns[6:, keep].T
 
 
 def iou_matrix(first: FloatArray, second: FloatArray) -> FloatArray:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from boxwright import boxes, catalog
+from boxwright import catalog
 from boxwright.backends import BackendOptions
 from boxwright.detector import Detector
 from boxwright.graph.io import bytes_from_model
+from boxwright.heads import decoded_raw
 from boxwright.types import FloatArray, Image, ModelSpec
 
 __all__ = ["BudgetResult", "Lossy", "Sensitivity", "measure_sensitivities", "search_budget"]
@@ -137,10 +138,10 @@ def _opened(model: onnx.ModelProto, spec: ModelSpec, threads: int | None) -> Det
 
 def _decoded(detector: Detector, feed: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return boxes (A, 4) in pixels and best scores (A,)."""
-    raw = next(iter(detector.infer(feed).values()))[:1].astype(np.float32, copy=False)
-    layout = detector.spec.layout
-    found, scores = boxes.decode(raw, layout, detector.spec.input_size)
-    if layout.nms_free:  # rows come in the order of their scores: only those can be compared
+    found, scores = decoded_raw(detector.infer(feed), detector.spec)
+    if (
+        detector.spec.layout.nms_free
+    ):  # rows come in the order of their scores: only those can be compared
         return np.zeros_like(found[0]), scores[0, :, 0].copy()
     return found[0].copy(), scores[0].max(axis=-1)
 

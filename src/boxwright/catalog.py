@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boxwright.errors import RequestError, UnknownFamilyError, nearest_name
@@ -27,11 +28,12 @@ __all__ = [
     "family",
     "recognise",
     "source_for",
+    "source_of",
     "sources",
     "task",
 ]
 
-_SOURCE_ORDER = ("onnx_file", "ultralytics", "safetensors_file")
+_SOURCE_ORDER = ("onnx_file", "ultralytics", "safetensors_file", "native")
 
 
 @lru_cache(maxsize=8)
@@ -120,6 +122,19 @@ def source_for(suffix: str) -> Source:
     raise RequestError(
         f"source of kind {suffix or '(no suffix)'}", "it is not supported", f"give one of {known}"
     )
+
+
+def source_of(path: Path) -> Source:
+    """Return the source that reads a file: by its suffix, and `.pt` files by what they hold.
+
+    Raises:
+        RequestError: There is none.
+    """
+    native = importlib.import_module("boxwright.sources.native")
+    if native.claims(path):
+        claimed: Source = native.SOURCE
+        return claimed
+    return source_for(path.suffix)
 
 
 def backend_names() -> tuple[str, ...]:

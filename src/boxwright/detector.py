@@ -11,11 +11,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from boxwright import boxes
 from boxwright.backends import Backend, Bounded
 from boxwright.errors import BackendError, ImageError, RequestError
+from boxwright.heads import (
+    Rows,
+    candidates_from_raw,
+    detections_from_rows,
+    kept_rows,
+    rows_from_end2end,
+)
 from boxwright.images import read_image
-from boxwright.preprocess import Placement, bgr_from_array, place, prepare, source_from_input
+from boxwright.preprocess import Placement, bgr_from_array, place, prepare
 from boxwright.types import (
     LONGEST_SIDE_PX,
     Detections,
@@ -327,38 +333,21 @@ class Detector:
         mapped = self._takes_pictures and self.end2end  # and clipped, inside the graph
         results = []
         for index, where in enumerate(places):
-            xyxy, scores, labels = read(outputs, index, settings)
-            results.append(
-                Detections(
-                    xyxy=xyxy if mapped else source_from_input(xyxy, where),
-                    scores=scores,
-                    class_ids=labels,
-                    class_names=self.spec.class_names,
-                    image_size=where.source_size,
-                )
-            )
+            rows = read(outputs, index, settings)
+            results.append(detections_from_rows(rows, self.spec, where, mapped))
         return results
 
     def _read_raw(
         self, outputs: dict[str, npt.NDArray[Any]], index: int, settings: NmsSettings
-    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
-        raw = next(iter(outputs.values()))[index].astype(np.float32, copy=False)
-        layout, size = self.spec.layout, self.spec.input_size
-        xyxy, scores, labels = boxes.select_candidates(raw, layout, size, settings)
-        if layout.nms_free:
-            limit = settings.keep_topk
-            return xyxy[:limit], scores[:limit], labels[:limit]
-        keep = boxes.batched_nms(xyxy, scores, labels, settings)
-        return xyxy[keep], scores[keep], labels[keep]
+    ) -> Rows:
+        rows = candidates_from_raw(outputs, index, self.spec, settings)
+        return rows.select(kept_rows(rows, self.spec, settings))
 
     def _read_end2end(
         self, outputs: dict[str, npt.NDArray[Any]], index: int, settings: NmsSettings
-    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
+    ) -> Rows:
         try:
-            count = int(outputs["num_dets"][index, 0])
-            xyxy = outputs["det_boxes"][index, :count].astype(np.float32)
-            scores = outputs["det_scores"][index, :count].astype(np.float32)
-            labels = outputs["det_classes"][index, :count].astype(np.int64)
+            rows = rows_from_end2end(outputs, index, self.spec)
         except (KeyError, IndexError) as error:
             raise BackendError(
                 "end-to-end outputs",
@@ -367,11 +356,9 @@ class Detector:
             ) from None
         if _CONVERGED in outputs and not outputs[_CONVERGED][index, 0]:
             # Unsettled means a superset of the greedy result: one more pass makes it exact.
-            self._refuse_if_cut(count, outputs["det_boxes"].shape[1])
-            keep = boxes.batched_nms(xyxy, scores, labels, settings)
-            xyxy, scores, labels = xyxy[keep], scores[keep], labels[keep]
-        above = scores > np.float32(settings.score_threshold)
-        return xyxy[above], scores[above], labels[above]
+            self._refuse_if_cut(len(rows.scores), outputs["det_boxes"].shape[1])
+            rows = rows.select(kept_rows(rows, self.spec, settings))
+        return rows.select(rows.scores > np.float32(settings.score_threshold))
 
     @staticmethod
     def _refuse_if_cut(count: int, limit: int) -> None:

@@ -26,9 +26,9 @@ from boxwright.scoring import (
     count_matches,
 )
 from boxwright.significance import Matches, interval, matches_from_pictures
-from boxwright.types import Accuracy, ClassAccuracy, Detections, Image, NmsSettings
+from boxwright.types import Accuracy, ClassAccuracy, Detections, Image, ModelSpec, NmsSettings
 
-__all__ = ["MAX_DETECTIONS", "PRE_TOPK", "SCORE_THRESHOLD", "evaluate"]
+__all__ = ["MAX_DETECTIONS", "PRE_TOPK", "SCORE_THRESHOLD", "check_task", "evaluate"]
 
 SCORE_THRESHOLD = 0.001  # Ultralytics 8.4.190 and YOLOv5 v7.0 in `val.py`
 MAX_DETECTIONS = 300  # the same; COCO's own 100 a class cuts crowded pictures
@@ -164,9 +164,11 @@ def _plan(detector: Detector, score: float | None, iou: float | None, max_detect
     """Choose the settings of the curve, and say what a file's baked ones do to it.
 
     Raises:
-        RequestError: A threshold that was asked for is baked into the file.
+        RequestError: A threshold that was asked for is baked into the file, or the task has no
+            measure.
     """
     spec, operating = detector.spec, detector.nms
+    check_task(spec)
     nms_free = spec.layout.nms_free
     wanted_iou = catalog.family(spec.family).evaluation_iou if iou is None else iou
     wanted_score = SCORE_THRESHOLD if score is None else score
@@ -177,18 +179,42 @@ def _plan(detector: Detector, score: float | None, iou: float | None, max_detect
             keep_topk=max_detections,
             multi_label=len(spec.class_names) > 1 and not nms_free,
         )
-        return _Plan(settings, operating, False, ())
+        return _Plan(settings, operating, False, tuple(_task_warnings(spec)))
     free = detector.target.dynamic_thresholds
     if score is None and not free:
         wanted_score = max(wanted_score, operating.score_threshold)
     if nms_free or (iou is None and not free):
         wanted_iou = operating.iou_threshold
     settings = detector.settings(wanted_score, wanted_iou)
-    warnings = tuple(_warnings(detector, settings, max_detections, score, iou))
+    warnings = (
+        *_task_warnings(spec),
+        *_warnings(detector, settings, max_detections, score, iou),
+    )
     limit = min(settings.keep_topk, max_detections)
     rises = settings.score_threshold <= operating.score_threshold
     twice = free and (settings.iou_threshold != operating.iou_threshold or not rises)
     return _Plan(dataclasses.replace(settings, keep_topk=limit), operating, twice, warnings)
+
+
+def check_task(spec: ModelSpec) -> None:
+    """Refuse a model whose task has no measure of accuracy.
+
+    Raises:
+        RequestError: It has none.
+    """
+    if spec.task in ("obb", "classify"):
+        raise RequestError(
+            f"accuracy of {spec.name}",
+            f"accuracy of the task {spec.task} is not measured yet",
+            "leave --data out",
+        )
+
+
+def _task_warnings(spec: ModelSpec) -> Iterator[str]:
+    """Say what of a task the figures leave out."""
+    if spec.task in ("segment", "pose"):
+        what = "masks" if spec.task == "segment" else "keypoints"
+        yield f"mAP is that of the boxes; the {what} are not measured"
 
 
 def _warnings(

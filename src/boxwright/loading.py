@@ -224,7 +224,13 @@ def _open(
             "keep that file beside the plan, or build it with: boxwright build",
         )
     if stamp is None:
+        from boxwright.sources.onnx_file import joined_bytes  # onnx: only where it is needed
+
         spec = _describe(file, family, labels)
+        data = joined_bytes(_request(file, family, labels))
+        if data is not None:
+            backend.close()
+            backend = kind.open_bytes(data, options)
         return Detector(backend, spec)
     spec = stamp.spec
     if labels is not None:
@@ -252,7 +258,7 @@ def _request(file: Path, family: str | None, labels: str | None) -> SourceReques
 
 def _describe(file: Path, family: str | None, labels: str | None) -> ModelSpec:
     """Recognise a file that does not explain itself."""
-    return catalog.source_for(file.suffix).describe(_request(file, family, labels))
+    return catalog.source_of(file).describe(_request(file, family, labels))
 
 
 def _open_source(
@@ -260,7 +266,7 @@ def _open_source(
 ) -> Detector:
     """Open a checkpoint in its own framework."""
     request = _request(file, family, labels)
-    source = catalog.source_for(file.suffix)
+    source = catalog.source_of(file)
     source.check(request)
     spec = source.describe(request)
     return Detector(source.reference(request, options), spec)

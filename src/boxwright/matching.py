@@ -54,6 +54,7 @@ class Matches:
         min_iou: Smallest IoU of a pair, ties left out; 1.0 without pairs.
         max_score_gap: Largest difference of scores in a pair, ties left out; 0.0 without pairs.
         iou_sum, score_gap_sum, counted: Over the pairs that are no ties, for their means.
+        positions: Of those pairs, where each stands in the reference and in the candidate.
     """
 
     pairs: int
@@ -65,6 +66,7 @@ class Matches:
     iou_sum: float = 0.0
     score_gap_sum: float = 0.0
     counted: int = 0
+    positions: tuple[tuple[int, int], ...] = ()
 
 
 def match_detections(
@@ -108,7 +110,7 @@ def match_detections(
         extra = extra[candidate.scores[extra] >= np.float32(rules.certain + rules.score)]
         clear = required[paired]
         paired, ious, gaps, unlike = paired[clear], ious[clear], gaps[clear], unlike[clear]
-    ties = 0
+    ties, plain = 0, paired
     if proposals is not None and (unlike.any() or len(missing) or len(extra)):
         known = proposals()
         mates = candidate.select(partner[paired])
@@ -119,7 +121,7 @@ def match_detections(
         stray = _at_nms_edge(mates, reference, rules)
         stray &= ~required[paired] | _at_nms_edge(own, candidate, rules)
         tied = proposed & (near | stray)
-        ious, gaps = ious[~tied], gaps[~tied]
+        ious, gaps, plain = ious[~tied], gaps[~tied], paired[~tied]
         lost = _at_nms_edge(reference.select(missing), candidate, rules)
         spare = candidate.select(extra)
         won = _proposed(known, spare, rules) & _at_nms_edge(spare, reference, rules)
@@ -135,6 +137,7 @@ def match_detections(
         iou_sum=float(ious.sum()),
         score_gap_sum=float(gaps.sum()),
         counted=len(ious),
+        positions=tuple((int(i), int(partner[i])) for i in plain),
     )
 
 

@@ -8,6 +8,7 @@ from boxwright import catalog
 from boxwright.calibration_cache import cached_pictures
 from boxwright.datasets import Dataset
 from boxwright.errors import RequestError
+from boxwright.evaluate import check_task
 from boxwright.evidence import installed_runtimes
 from boxwright.job import Job
 from boxwright.outcome import Listener, Outcome, Row
@@ -72,6 +73,8 @@ def run(
     pictures = _pictures(recipe)
     resolved = resolve(recipe, models, fetch)
     _check_picture_input(recipe, resolved)
+    if recipe.data is not None:
+        check_task(resolved.source.describe(resolved.request))
     calibration = _calibration_files(recipe)
     dataset = labelled_data(
         recipe, resolved, lambda done, all_: listener.count("pages", done, all_)
@@ -128,10 +131,13 @@ def _check_request(recipe: Recipe) -> None:
 def _check_picture_input(recipe: Recipe, resolved: Resolved) -> None:
     """Refuse image-input files of a model whose preprocessing no graph can do."""
     if any(t.input == "image" for t in recipe.targets):
+        from boxwright.graph.end2end import check_picture_outputs
         from boxwright.graph.image_input import check_preprocess
 
         spec = resolved.source.describe(resolved.request)
         check_preprocess(spec.preprocess, recipe.source)
+        for target in recipe.target_records():
+            check_picture_outputs(spec.task, target)
 
 
 def _calibration_files(recipe: Recipe) -> list[Path]:

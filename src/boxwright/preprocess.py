@@ -15,9 +15,19 @@ import numpy.typing as npt
 from boxwright.errors import ImageError
 from boxwright.types import FloatArray, Image, Preprocess
 
-__all__ = ["Placement", "bgr_from_array", "place", "prepare", "source_from_input"]
+__all__ = [
+    "Placement",
+    "antialiased",
+    "bgr_from_array",
+    "place",
+    "points_from_input",
+    "prepare",
+    "rotated_from_input",
+    "source_from_input",
+]
 
-_FILTERS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+_FIXED_BITS = 22
+_FILTERS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,8 @@ def place(
     height, width = source_size
     if rules.resize == "stretch":
         return Placement(source_size, input_size, 0, 0)
+    if rules.resize == "crop":
+        return _cropped(source_size, input_size)
     ratio = min(input_size[0] / height, input_size[1] / width)
     whole = round if rules.rounding == "round" else int
     resized = (
@@ -77,6 +89,65 @@ def place(
         left=max(0, round((input_size[1] - resized[1]) / 2 - 0.1)),
         top=max(0, round((input_size[0] - resized[0]) / 2 - 0.1)),
     )
+
+
+def _cropped(source_size: tuple[int, int], input_size: tuple[int, int]) -> Placement:
+    """Scale the shorter side to a square input's, or both sides to another one's; take the centre.
+
+    As torchvision's Resize and CenterCrop do, which Ultralytics classifies behind. What is cut off
+    lies at negative places.
+    """
+    height, width = source_size
+    side = input_size[0]
+    if input_size[0] != input_size[1]:
+        resized = input_size
+    elif width <= height:
+        resized = (int(side * height / width), side)
+    else:
+        resized = (side, int(side * width / height))
+    return Placement(
+        source_size,
+        resized,
+        left=-round((resized[1] - input_size[1]) / 2),
+        top=-round((resized[0] - input_size[0]) / 2),
+    )
+
+
+def antialiased(image: Image, size: tuple[int, int]) -> Image:
+    """Return a picture resized to (height, width) as Pillow's bilinear filter does it.
+
+    To the bit where both sides are scaled much alike, as before a crop; otherwise Pillow 13 takes
+    the two passes the other way round, and a grey level may differ.
+
+    Formula: Pillow 12, `src/libImaging/Resample.c`: a triangle as wide as the step, in fixed point
+    of 22 bits, across and then down, each rounded to whole grey levels.
+    """
+    across = _antialiased_rows(np.ascontiguousarray(image.swapaxes(0, 1)), size[1])
+    return _antialiased_rows(np.ascontiguousarray(across.swapaxes(0, 1)), size[0])
+
+
+def _antialiased_rows(image: Image, target: int) -> Image:
+    """Resample the first axis of (S, T, 3) to `target`."""
+    source = image.shape[0]
+    if source == target:
+        return image
+    step = source / target
+    support = max(step, 1.0)
+    centre = (np.arange(target) + 0.5) * step
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), source)
+    offsets = np.arange(int((last - first).max()))
+    places = first[:, None] + offsets
+    weights = np.maximum(1 - np.abs((places - centre[:, None] + 0.5) * (1 / support)), 0.0)
+    weights[places >= last[:, None]] = 0
+    weights *= 1 / np.cumsum(weights, axis=1)[:, -1:]  # summed one by one, as there
+    fixed = (weights * (1 << _FIXED_BITS) + 0.5).astype(np.int32)
+    places = np.minimum(places, source - 1)
+    total = np.full((target, *image.shape[1:]), 1 << (_FIXED_BITS - 1), np.int32)
+    for tap in range(len(offsets)):
+        total += image[places[:, tap]] * fixed[:, tap, None, None]
+    result: Image = np.clip(total >> _FIXED_BITS, 0, 255).astype(np.uint8)
+    return result
 
 
 def prepare(
@@ -95,7 +166,11 @@ def prepare(
     """
     where = place((image.shape[0], image.shape[1]), input_size, rules)
     (height, width), left, top = where.resized_size, where.left, where.top
-    planes = cv2.split(_resize(image, where, rules))  # contiguous planes convert at full speed
+    resized = _resize(image, where, rules)
+    if rules.resize == "crop":
+        resized = resized[-top : input_size[0] - top, -left : input_size[1] - left]
+        (height, width), left, top = input_size, 0, 0
+    planes = cv2.split(resized)  # contiguous planes convert at full speed
     for channel, plane in enumerate(planes[::-1] if rules.color == "rgb" else planes):
         factor = np.float32(rules.scale / rules.std[channel])
         shift = np.float32(-rules.mean[channel] / rules.std[channel])
@@ -116,9 +191,12 @@ def _resize(image: Image, where: Placement, rules: Preprocess) -> Image:
     height, width = where.resized_size
     if where.source_size == (height, width):
         return image
-    return np.asarray(
-        cv2.resize(image, (width, height), interpolation=_FILTERS[rules.interpolation]), np.uint8
-    )
+    if rules.resize == "crop":
+        return antialiased(image, (height, width))
+    kernel = _FILTERS[rules.interpolation]
+    if rules.interpolation == "area" and min(where.scale) >= 1:
+        kernel = cv2.INTER_LINEAR  # as MMYOLO does: area is for shrinking
+    return np.asarray(cv2.resize(image, (width, height), interpolation=kernel), np.uint8)
 
 
 def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:
@@ -139,6 +217,25 @@ def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:
     result /= scale  # step by step: np.clip costs more than all the rest on a few boxes
     np.maximum(result, np.float32(0), out=result)
     return np.minimum(result, limit, out=result)
+
+
+def points_from_input(points: FloatArray, where: Placement) -> FloatArray:
+    """Map x and y, the first two of (..., D) numbers, to source pixels, clipped to the picture."""
+    result: FloatArray = points.astype(np.float32)  # a copy
+    height, width = where.source_size
+    scale = np.array(where.scale, np.float32)
+    place = (result[..., :2] - np.array((where.left, where.top), np.float32)) / scale
+    result[..., :2] = np.clip(place, np.float32(0), np.array((width, height), np.float32))
+    return result
+
+
+def rotated_from_input(rotated: FloatArray, where: Placement) -> FloatArray:
+    """Map rotated boxes (N, 5) to source pixels; they are not clipped, and the angle stays."""
+    result: FloatArray = rotated.astype(np.float32)  # a copy
+    scale = np.array(where.scale, np.float32)
+    result[:, :2] = (result[:, :2] - np.array((where.left, where.top), np.float32)) / scale
+    result[:, 2:4] /= scale
+    return result
 
 
 def bgr_from_array(array: npt.NDArray[Any], what: str = "image") -> Image:

@@ -120,7 +120,7 @@ class Recipe(_Strict):
     """Everything that a run is asked for.
 
     Attributes:
-        source: A file (.pt, .safetensors, .yaml, .onnx), an official name (yolo11n) or an hf://
+        source: A file (.pt, .pth, .safetensors, .yaml, .onnx), an official name (yolo11n) or an hf://
             address.
         name: File-name stem; the source's own by default.
         targets: Files to make.
@@ -145,6 +145,7 @@ class Recipe(_Strict):
             default); and how many pictures the report shows.
         verify: Prove every file before it is published.
         trust_checkpoint: Unpickle the checkpoint with full rights.
+        config: Configuration of an OpenMMLab checkpoint that does not carry its own.
         seed: Of random weights and of choices.
         threads: CPU threads of the verification.
     """
@@ -171,6 +172,7 @@ class Recipe(_Strict):
     measure: MeasureOptions = MeasureOptions()
     verify: Switch = True
     trust_checkpoint: Switch = False
+    config: str | None = None
     seed: WholeNumber = 0
     threads: WholeNumber | None = Field(None, ge=1)
 

@@ -166,14 +166,19 @@ def _facts(report: Report) -> Any:
 
 def _asked_of_source(recipe: Recipe) -> Mapping[str, Any]:
     """Return what changes the source's own behaviour."""
-    keys = {"image_size", "head", "family", "labels", "seed", "trust_checkpoint"}
+    keys = {"image_size", "head", "family", "config", "labels", "seed", "trust_checkpoint"}
     return recipe.model_dump(mode="json", include=keys)
 
 
 def _source_entry(recipe: Recipe, resolved: Resolved, runtime: str) -> Entry | None:
     """Return the source as it runs by itself; None where it was asked for in another way."""
     path = resolved.request.path
-    changed = recipe.image_size is not None or recipe.head != "auto" or recipe.trust_checkpoint
+    changed = (
+        recipe.image_size is not None
+        or recipe.head != "auto"
+        or recipe.trust_checkpoint
+        or recipe.config is not None
+    )
     if changed or not path.is_file():
         return None
     return Entry(path, runtime, SOURCE, family=recipe.family, labels=recipe.labels)

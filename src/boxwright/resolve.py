@@ -16,7 +16,13 @@ from boxwright.sources.sidecars import labels_from_text
 
 __all__ = ["Resolved", "labelled_data", "needs_download", "resolve"]
 
-_LOCAL = (".onnx", ".safetensors", ".yaml", ".yml")  # never the end of a model's official name
+_LOCAL = (
+    ".onnx",
+    ".pth",
+    ".safetensors",
+    ".yaml",
+    ".yml",
+)  # never the end of a model's official name
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ def resolve(recipe: Recipe, models: Path, fetch: Callable[[str, Path], list[Path
     else:
         path = Path(config_name(text))
         name = Path(text).stem
-    source = catalog.source_for(path.suffix)
+    source = catalog.source_of(path)
     request = SourceRequest(
         path=path,
         name=recipe.name or name,
@@ -96,6 +102,7 @@ def resolve(recipe: Recipe, models: Path, fetch: Callable[[str, Path], list[Path
         batch=recipe.batch,
         simplify=recipe.simplify,
         trust_checkpoint=recipe.trust_checkpoint,
+        config=Path(recipe.config) if recipe.config else None,
         seed=recipe.seed,
     )
     source.check(request)
@@ -103,8 +110,8 @@ def resolve(recipe: Recipe, models: Path, fetch: Callable[[str, Path], list[Path
 
 
 def _checkpoint_among(text: str, files: list[Path]) -> Path:
-    """Return the one checkpoint of a download: .pt before .onnx."""
-    for suffix in (".pt", ".onnx"):
+    """Return the one checkpoint of a download: .pt before .pth before .onnx."""
+    for suffix in (".pt", ".pth", ".onnx"):
         found = [f for f in files if f.suffix == suffix]
         if len(found) == 1:
             return found[0]
@@ -112,7 +119,9 @@ def _checkpoint_among(text: str, files: list[Path]) -> Path:
             raise RequestError(
                 text, f"it holds {len(found)} {suffix} files", "name one of them in the address"
             )
-    raise SourceError(text, "it holds no .pt or .onnx file", "name the checkpoint in the address")
+    raise SourceError(
+        text, "it holds no .pt, .pth or .onnx file", "name the checkpoint in the address"
+    )
 
 
 def labelled_data(

@@ -29,10 +29,12 @@ __all__ = [
     "Detections",
     "FloatArray",
     "GraphSignature",
+    "HeadJoin",
     "HeadLayout",
     "Image",
     "IntArray",
     "Latency",
+    "MaskCrop",
     "ModelSpec",
     "NmsSettings",
     "Parity",
@@ -49,7 +51,7 @@ Image: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), BGR unless said otherwise
 LONGEST_SIDE_PX = 32_768  # of a picture that a graph preprocesses
 DEFAULT_OPSET = 17  # every supported TensorRT and OpenVINO reads it
 
-Resize: TypeAlias = Literal["letterbox", "letterbox_top_left", "stretch"]
+Resize: TypeAlias = Literal["letterbox", "letterbox_top_left", "stretch", "crop"]
 Color: TypeAlias = Literal["rgb", "bgr"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Deployment: TypeAlias = Literal["cpu", "openvino", "tensorrt"]
@@ -57,7 +59,7 @@ OutputKind: TypeAlias = Literal["raw", "end2end"]
 InputKind: TypeAlias = Literal["tensor", "image"]
 ImageLayout: TypeAlias = Literal["nhwc", "nchw"]
 NmsForm: TypeAlias = Literal["onnx", "efficient_nms", "portable"]
-TaskName: TypeAlias = Literal["detect"]
+TaskName: TypeAlias = Literal["detect", "segment", "pose", "obb", "classify"]
 Span: TypeAlias = Literal[
     "read", "preprocess", "copy_in", "infer", "copy_out", "postprocess", "total"
 ]
@@ -74,13 +76,14 @@ class Preprocess:
 
     Attributes:
         resize: `letterbox` keeps the aspect ratio and centres the picture, `letterbox_top_left`
-            keeps it and pads right and bottom, `stretch` ignores it.
+            keeps it and pads right and bottom, `stretch` ignores it, `crop` scales the shorter side
+            with antialiasing (Pillow's bilinear filter) and cuts the centre out.
         rounding: How the resized side is made whole: `round` (Ultralytics) or `floor` (YOLOX).
         color: Channel order of the tensor.
         scale: Factor on the 0..255 pixel values, before mean and std.
         mean, std: Per channel, in tensor order, in units of the scaled pixel.
         pad_value: Grey level (0..255) of the padding, before scaling.
-        interpolation: OpenCV's name of the filter.
+        interpolation: OpenCV's name of the filter; `area` holds for shrinking, growing is linear.
     """
 
     resize: Resize = "letterbox"
@@ -90,7 +93,7 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pad_value: int = 114
-    interpolation: Literal["linear", "cubic"] = "linear"
+    interpolation: Literal["linear", "cubic", "area"] = "linear"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -124,6 +127,9 @@ class HeadLayout:
         scores_activated: The sigmoid was applied by the network already.
         strides: Of the levels, in the order in which they are concatenated.
         extras: Columns after the classes (mask coefficients, keypoints, angle).
+        keypoint_shape: Of those columns, (keypoints, 2 or 3 numbers each); (0, 0) for none.
+        rotated: The last column is an angle in radians, by which the box is turned about its
+            centre, clockwise in the picture; NMS is Ultralytics' fast one by probabilistic IoU.
         normalised: Coordinates are fractions of the input size.
         nms_free: The head emits final detections, best first, that need no NMS.
     """
@@ -135,6 +141,8 @@ class HeadLayout:
     scores_activated: bool = True
     strides: tuple[int, ...] = (8, 16, 32)
     extras: int = 0
+    keypoint_shape: tuple[int, int] = (0, 0)
+    rotated: bool = False
     normalised: bool = False
     nms_free: bool = False
 
@@ -160,9 +168,54 @@ class HeadLayout:
     def from_dict(cls, data: Mapping[str, Any]) -> HeadLayout:
         """Read what `as_dict` wrote; unknown keys raise `TypeError`."""
         values = dict(data)
-        if "strides" in values:
-            values["strides"] = tuple(values["strides"])
+        for key in ("strides", "keypoint_shape"):
+            if key in values:
+                values[key] = tuple(values[key])
         return cls(**values)
+
+
+JoinKind: TypeAlias = Literal[
+    "point_levels", "anchor_levels", "boxes_scores", "detections", "labels_boxes_scores", "queries",
+    "query_rows",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class HeadJoin:
+    """How the outputs of a project's own export become the one raw tensor of a `HeadLayout`.
+
+    `boxwright.graph.join` adds the nodes. Kinds, with the outputs that they take:
+
+    - `point_levels`: a map (B, classes + distances, h, w) per level, class logits first; four
+      distances in strides, or `bins` logits for each. Becomes (B, A, 4 + classes), xyxy.
+    - `anchor_levels`: a map per level, before the sigmoid, (B, anchors, h, w, 5 + classes) or
+      (B, anchors * (5 + classes), h, w). Becomes (B, A, 5 + classes), cxcywh.
+    - `boxes_scores`: boxes (B, A, 4), scores (B, classes, A). Becomes (B, A, 4 + classes).
+    - `detections`: boxes and scores (B, K, 5), labels (B, K). Becomes (B, K, 6), as the next ones.
+    - `labels_boxes_scores`: labels (B, K), boxes (B, K, 4), scores (B, K).
+    - `queries`: boxes (B, Q, 4), class logits (B, Q, classes and maybe a background): the best Q
+      of all queries and classes.
+    - `query_rows`: one (B, Q, 4 + classes), scores after the sigmoid: the best class of each query.
+
+    Attributes:
+        kind: Of the above.
+        outputs: Names, in that order; of levels, fine to coarse.
+        strides: Of the levels.
+        offset: Where in its cell the point of `point_levels` is.
+        bins: Of each distance; 1 for a plain one.
+        anchors: (levels, anchors, 2) width and height in pixels.
+        class_count: Of the classes that count.
+        fixed_inputs: Inputs besides the pictures: name and the values of one picture's row.
+    """
+
+    kind: JoinKind
+    outputs: tuple[str, ...]
+    strides: tuple[int, ...] = ()
+    offset: float = 0.5
+    bins: int = 1
+    anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
+    class_count: int = 0
+    fixed_inputs: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +225,7 @@ class ModelSpec:
     Attributes:
         name: File-name stem of everything made from the model.
         family: Name of its catalog entry.
-        task: `detect`.
+        task: `detect`, `segment`, `pose`, `obb` or `classify`.
         class_names: One name per class id.
         input_size: Network input (height, width) in pixels.
         preprocess: How a picture becomes the input tensor.
@@ -623,15 +676,45 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Detections:
-    """The boxes found in one picture, best score first.
+class MaskCrop:
+    """The part of one object's mask that can hold anything: the pixels of its box.
 
     Attributes:
-        xyxy: (N, 4) float32: x1, y1, x2, y2 in pixels of the source picture, clipped to it.
+        left, top: Position of the first pixel in the picture.
+        pixels: (h, w) bool.
+    """
+
+    left: int
+    top: int
+    pixels: npt.NDArray[np.bool_]
+
+    def within(self, image_size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """Return the whole mask, (H, W) bool."""
+        mask = np.zeros(image_size, bool)
+        height, width = self.pixels.shape
+        mask[self.top : self.top + height, self.left : self.left + width] = self.pixels
+        return mask
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What was found in one picture, best score first.
+
+    Of a classifier the best classes, each with the whole picture as its box.
+
+    Attributes:
+        xyxy: (N, 4) float32: x1, y1, x2, y2 in pixels of the source picture, clipped to it. Of
+            rotated boxes the upright ones around them.
         scores: (N,) float32, 0..1.
         class_ids: (N,) int64.
         class_names: Names by class id; empty when unknown.
         image_size: (height, width) of the source picture in pixels.
+        task: What the model does.
+        mask_crops: Of the task `segment`, one for each detection; `masks` has them whole.
+        keypoints: Of the task `pose`, (N, K, 2) or (N, K, 3) float32: x, y in pixels of the
+            source picture, clipped to it, and the visibility 0..1.
+        rotated: Of the task `obb`, (N, 5) float32: centre x, centre y, width, height in pixels of
+            the source picture, not clipped, and the angle in radians, clockwise.
     """
 
     xyxy: FloatArray
@@ -639,6 +722,20 @@ class Detections:
     class_ids: IntArray
     class_names: tuple[str, ...] = ()
     image_size: tuple[int, int] = (0, 0)
+    task: TaskName = "detect"
+    mask_crops: tuple[MaskCrop, ...] | None = None
+    keypoints: FloatArray | None = None
+    rotated: FloatArray | None = None
+
+    @property
+    def masks(self) -> npt.NDArray[np.bool_] | None:
+        """The masks in the size of the picture, (N, H, W) bool; made anew at each call."""
+        if self.mask_crops is None:
+            return None
+        whole = np.zeros((len(self), *self.image_size), bool)
+        for row, crop in zip(whole, self.mask_crops, strict=True):
+            row[...] = crop.within(self.image_size)
+        return whole
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -650,11 +747,17 @@ class Detections:
 
     def select(self, index: npt.NDArray[Any]) -> Detections:
         """Return the detections at `index`: a boolean mask (N,) or integer positions."""
+        crops = self.mask_crops
+        if crops is not None:
+            crops = tuple(crops[i] for i in np.arange(len(crops))[index])
         return dataclasses.replace(
             self,
             xyxy=self.xyxy[index],
             scores=self.scores[index],
             class_ids=self.class_ids[index],
+            mask_crops=crops,
+            keypoints=None if self.keypoints is None else self.keypoints[index],
+            rotated=None if self.rotated is None else self.rotated[index],
         )
 
     def class_name(self, class_id: int) -> str:
@@ -666,58 +769,48 @@ class Detections:
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return `{xyxy, score, class_id, class_name}` for each detection, in plain types.
 
+        Besides, by task: `mask` (COCO's compressed RLE), `keypoints` (rows of numbers) or `rotated`
+        (centre x, centre y, width, height, angle) with its four `corners`.
+
         >>> d = Detections(np.array([[1, 2, 3, 4]], np.float32), np.array([0.5], np.float32),
         ...                np.array([0]), ("person",), (10, 10))
         >>> d.as_dicts()
         [{'xyxy': [1.0, 2.0, 3.0, 4.0], 'score': 0.5, 'class_id': 0, 'class_name': 'person'}]
         """
-        return [
-            {
-                "xyxy": [round(float(v), 3) for v in box],
-                "score": round(score, 6),
-                "class_id": class_id,
-                "class_name": self.class_name(class_id),
-            }
-            for box, score, class_id in self
-        ]
+        from boxwright.records import dicts_from_detections
+
+        return dicts_from_detections(self)
 
     def as_coco(
         self, image_id: int | str, category_ids: Sequence[int] | None = None
     ) -> list[dict[str, Any]]:
         """Return COCO result dictionaries; `bbox` is x, y, width, height in pixels.
 
+        Masks are `segmentation` (compressed RLE), keypoints `keypoints` (x, y, visibility of each),
+        rotated boxes `rbox` (centre x, centre y, width, height, angle) and `poly` (corners).
+
         Args:
             image_id: The picture's id in the annotation file.
             category_ids: COCO category id by class id; without it the class id itself is used.
         """
-        return [
-            {
-                "image_id": image_id,
-                "category_id": class_id if category_ids is None else category_ids[class_id],
-                "bbox": [
-                    round(float(v), 3) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])
-                ],
-                "score": round(score, 6),
-            }
-            for box, score, class_id in self
-        ]
+        from boxwright.records import coco_from_detections
+
+        return coco_from_detections(self, image_id, category_ids)
 
     def as_yolo_lines(self, with_score: bool = False) -> list[str]:
         """Return YOLO text lines: class, then centre x, centre y, width, height as fractions.
+
+        Of masks the outline's points stand in the place of the box, of rotated boxes the corners;
+        keypoints follow the box. A classifier's lines are score and class name.
 
         >>> d = Detections(np.array([[0, 0, 5, 10]], np.float32), np.array([0.5], np.float32),
         ...                np.array([2]), (), (10, 10))
         >>> d.as_yolo_lines()
         ['2 0.250000 0.500000 0.500000 1.000000']
         """
-        height, width = self.image_size
-        lines = []
-        for (x1, y1, x2, y2), score, class_id in self:
-            cx, cy = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
-            w, h = (x2 - x1) / width, (y2 - y1) / height
-            line = f"{class_id} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}"
-            lines.append(f"{line} {score:.6f}" if with_score else line)
-        return lines
+        from boxwright.records import yolo_lines_from_detections
+
+        return yolo_lines_from_detections(self, with_score)
 
     def as_supervision(self) -> supervision.Detections:
         """Return supervision's record of the same boxes.
@@ -732,6 +825,7 @@ class Detections:
             xyxy=self.xyxy.copy(),
             confidence=self.scores.copy(),
             class_id=self.class_ids.copy(),
+            mask=self.masks,
             data={"class_name": names},
         )
 

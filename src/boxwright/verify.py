@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from boxwright import boxes
 from boxwright.detector import Detector
 from boxwright.errors import ImageError
+from boxwright.heads import candidates_from_raw, decoded_raw, detections_from_rows
 from boxwright.image_parity import box_gap, fitted, grey_gap
 from boxwright.matching import Matches, MatchRules, match_detections
 from boxwright.preprocess import Placement, source_from_input
+from boxwright.task_parity import task_checks, task_gaps
 from boxwright.types import Check, Detections, FloatArray, Image, NmsSettings, Parity, Precision
 
 __all__ = [
@@ -135,6 +136,7 @@ class _Tally:
     own_noise: float = 0.0
     batch_differences: int = 0
     batches: int = 0
+    task_gaps: list[float] = field(default_factory=list)
     grey_gap: float | None = None  # of files that take pictures
     box_gap: float | None = None
 
@@ -179,10 +181,12 @@ class _Reference:
     def proposals(self, settings: NmsSettings) -> Detections:
         """Return what the source proposes before NMS."""
         spec = self.detector.spec
-        raw = next(iter(self.outputs.values()))[0].astype(np.float32, copy=False)
-        found = boxes.select_candidates(raw, spec.layout, spec.input_size, settings)
-        xyxy = source_from_input(found[0], self.places[0])
-        return Detections(xyxy, found[1], found[2], image_size=self.places[0].source_size)
+        rows = candidates_from_raw(self.outputs, 0, spec, settings)
+        where = self.places[0]
+        if spec.task in ("obb", "classify"):
+            return detections_from_rows(rows, spec, where)
+        xyxy = source_from_input(rows.xyxy, where)
+        return Detections(xyxy, rows.scores, rows.class_ids, image_size=where.source_size)
 
     def own_noise(self, settings: NmsSettings, rules: MatchRules) -> float:
         """Return how far its own scores move when its input is rounded to float16.
@@ -319,6 +323,7 @@ def _compare(
     rules = dataclasses.replace(rules, cut=_cut(source, strict, found, settings))
     matches = match_detections(expected, found, rules, lambda: source.proposals(strict))
     tally.add(matches, int((expected.scores > rules.certain).sum()))
+    tally.task_gaps += task_gaps(expected, found, matches.positions)
     if matches.max_score_gap > limits.score and candidate.precision == "fp16":
         tally.own_noise = max(tally.own_noise, source.own_noise(strict, rules))
 
@@ -359,11 +364,9 @@ def _count_not_finite(values: npt.NDArray[Any]) -> int:
 
 def _compare_raw(source: _Reference, got: Outputs, limits: Tolerance, tally: _Tally) -> None:
     """Compare decoded boxes and scores of the raw heads."""
-    layout, size = source.detector.spec.layout, source.detector.spec.input_size
-    first, second = (
-        boxes.decode(next(iter(o.values()))[:1].astype(np.float32, copy=False), layout, size)
-        for o in (source.outputs, got)
-    )
+    spec = source.detector.spec
+    layout = spec.layout
+    first, second = (decoded_raw(o, spec) for o in (source.outputs, got))
     if first[0].shape != second[0].shape or first[1].shape != second[1].shape:
         tally.wrong_values += 1  # another head altogether
         return
@@ -460,6 +463,7 @@ def _checks(tally: _Tally, candidate: Candidate) -> Iterator[Check]:
         note = "the source detects nothing on these pictures that stands out"
         yield Check("detections missing", 0, 0, None, note)
         return
+    yield from task_checks(tally.task_gaps, candidate.detector.spec.task, candidate.precision)
     silent = tally.found > 0 and tally.pairs == 0
     note = "it detects nothing that the source detects" if silent else f"of {tally.found}"
     if tally.ties:

@@ -22,9 +22,9 @@ class PyTorchBackend:
     """A torch module behind the backend interface.
 
     Args:
-        module: Takes (B, 3, H, W) float32 and returns the raw output tensor.
+        module: Takes (B, 3, H, W) float32 and returns the raw output tensor, or several.
         image_size: Network input (height, width) in pixels.
-        output_name: Name of the raw output.
+        output_name: Name of the raw output, or of each of them.
         options: Threads and device.
     """
 
@@ -32,7 +32,7 @@ class PyTorchBackend:
         self,
         module: Any,
         image_size: tuple[int, int],
-        output_name: str,
+        output_name: str | tuple[str, ...],
         options: BackendOptions,
     ) -> None:
         import torch
@@ -53,10 +53,11 @@ class PyTorchBackend:
         self._module = module.to(self._device).eval()
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self._output = output_name
+        names = (output_name,) if isinstance(output_name, str) else output_name
+        self._names = names
         self.description = f"pytorch {torch.__version__} ({self._device.upper()})"
         self.inputs = (TensorInfo("images", "float32", ("batch", 3, *image_size)),)
-        self.outputs = (TensorInfo(output_name, "float32", ("batch", "?", "?")),)
+        self.outputs = tuple(TensorInfo(n, "float32", ("batch", "?", "?")) for n in names)
         self.metadata: dict[str, str] = {}
 
     def infer(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
@@ -73,9 +74,12 @@ class PyTorchBackend:
             raise BackendError(
                 "inference", f"PyTorch failed ({str(error)[:160]})", "check the input's shape"
             ) from None
-        if isinstance(output, (tuple, list)):
-            output = output[0]
-        return {self._output: output.float().cpu().numpy()}
+        return self._on_host(output)
+
+    def _on_host(self, output: Any) -> dict[str, npt.NDArray[Any]]:
+        """Name the outputs; what the module returns beyond the names is left out."""
+        values = output if isinstance(output, (tuple, list)) else [output]
+        return {n: v.float().cpu().numpy() for n, v in zip(self._names, values, strict=False)}
 
     def infer_in_steps(self, feed: Feed) -> tuple[dict[str, npt.NDArray[Any]], StepTimes]:
         """Run once; on CUDA with events, which the device itself stamps between the copies.
@@ -99,9 +103,7 @@ class PyTorchBackend:
                 fed.record()
                 output = self._module(tensor)
                 done.record()
-                if isinstance(output, (tuple, list)):
-                    output = output[0]
-                values = output.float().cpu().numpy()
+                values = self._on_host(output)
                 end.record()
         except RuntimeError as error:
             raise BackendError(
@@ -109,7 +111,7 @@ class PyTorchBackend:
             ) from None
         cuda.synchronize()
         marks = ((begin, fed), (fed, done), (done, end))
-        return {self._output: values}, StepTimes(*(float(a.elapsed_time(b)) for a, b in marks))
+        return values, StepTimes(*(float(a.elapsed_time(b)) for a, b in marks))
 
     def close(self) -> None:
         """Free the module."""
@@ -133,7 +135,7 @@ def _versions() -> dict[str, str]:
 
 BACKEND = BackendKind(
     name="pytorch",
-    suffixes=(".pt", ".safetensors"),
+    suffixes=(".pt", ".pth", ".safetensors"),
     missing=_missing,
     open=_refuse,
     open_bytes=_refuse,

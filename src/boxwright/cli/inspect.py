@@ -20,11 +20,13 @@ def command(file: Path, family: str | None, as_json: bool) -> None:
     """Say what a file is: family, input, outputs, classes, lineage.
 
     Reads .onnx files, plans (.plan, .engine; by their description) and checkpoints (.pt,
-    .safetensors), the latter without torch and without running them.
+    .pth, .safetensors), the latter without torch and without running them.
     """
     from boxwright.errors import RequestError
 
-    if file.suffix == ".pt":
+    if file.suffix == ".pth" or _is_project_pickle(file):
+        facts = _native(file)
+    elif file.suffix == ".pt":
         facts = _checkpoint(file)
     elif file.suffix == ".safetensors":
         facts = _own_checkpoint(file)
@@ -33,7 +35,7 @@ def command(file: Path, family: str | None, as_json: bool) -> None:
     elif file.suffix in (".plan", ".engine"):
         facts = _plan(file)
     else:
-        known = ".onnx, .plan, .engine, .pt and .safetensors"
+        known = ".onnx, .plan, .engine, .pt, .pth and .safetensors"
         raise RequestError(str(file), f"only {known} files are known", "give one of these")
     if as_json:
         click.echo(json.dumps(facts, indent=2, default=str))
@@ -48,6 +50,29 @@ def _checkpoint(file: Path) -> dict[str, Any]:
     from boxwright.sources.pickles import summarise
 
     return {"file": str(file), **dataclasses.asdict(summarise(file))}
+
+
+def _is_project_pickle(file: Path) -> bool:
+    from boxwright.sources.native import claims
+
+    return claims(file)
+
+
+def _native(file: Path) -> dict[str, Any]:
+    from boxwright.sources.native_files import read_native
+
+    found = read_native(file)
+    return {
+        "file": str(file),
+        "project": found.config.project if found.config else found.project,
+        "family": found.config.kind if found.config else found.project,
+        "class_names": found.class_names,
+        "input_size": found.input_size,
+        "strides": found.strides,
+        "parameter_count": sum(
+            t.size for n, t in found.tensors.items() if n.endswith(("weight", "bias"))
+        ),
+    }
 
 
 def _plan(file: Path) -> dict[str, Any]:

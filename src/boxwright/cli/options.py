@@ -188,6 +188,11 @@ def conversion_options(function: F) -> F:
             help="auto, one2many, one2one: of v10 and 26. Default: auto, the NMS-free one.",
         ),
         click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say."),
+        click.option(
+            "--config",
+            metavar="FILE",
+            help="Configuration (.py) of an MMYOLO or MMDetection checkpoint that has none inside.",
+        ),
         click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco."),
         click.option("--name", metavar="NAME", help="Stem of the files. Default: the source's."),
         click.option("--no-simplify", is_flag=True, help="Do not run onnxslim."),
@@ -396,7 +401,7 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
         "simplify": not options["no_simplify"],
         "trust_checkpoint": options["trust_checkpoint"],
     }
-    plain = ("opset", "family", "labels", "name", "seed", "data", "max_drop")
+    plain = ("config", "opset", "family", "labels", "name", "seed", "data", "max_drop")
     for key in (*plain, "data_split", "data_images", "max_data"):
         if options[key] is not None:
             data[key] = options[key]

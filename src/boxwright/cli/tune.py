@@ -31,8 +31,8 @@ _SHARED = (
     "calib_images", "calib_count", "calib_batch", "calib_method", "calib_cache",
     "allow_calibration_overlap", "opset", "image_size", "pre_topk", "keep_topk", "iou_threshold",
     "score_threshold", "class_agnostic", "multi_label", "dynamic_thresholds", "nms_iterations",
-    "head", "family", "labels", "name", "no_simplify", "trust_checkpoint", "seed", "out", "models",
-    "force_download", "force_convert", "force_all", "dry_run", "as_json",
+    "head", "family", "config", "labels", "name", "no_simplify", "trust_checkpoint", "seed", "out",
+    "models", "force_download", "force_convert", "force_all", "dry_run", "as_json",
 )  # fmt: skip
 
 

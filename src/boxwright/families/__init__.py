@@ -6,12 +6,22 @@ A file in this folder with a `FAMILY` is an entry of the catalog; adding a famil
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from boxwright.types import GraphSignature, HeadLayout, Preprocess
+from boxwright.types import GraphSignature, HeadJoin, HeadLayout, Preprocess
 
-__all__ = ["Family", "Match", "class_names_from_metadata", "grid_anchor_count", "head_shape"]
+__all__ = [
+    "Family",
+    "LevelMaps",
+    "Match",
+    "anchor_match",
+    "class_names_from_metadata",
+    "grid_anchor_count",
+    "head_shape",
+    "level_maps",
+    "strides_that_fit",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +31,7 @@ class Match:
     Attributes:
         layout: How the head is read.
         class_count: Number of classes; 0 when the graph does not tell.
+        join: How several outputs become the one that `layout` reads; None for one output.
         certain: The file says so itself, by metadata or by its operators; otherwise only its
             shapes fit, and another family of equal shapes makes it ambiguous.
     """
@@ -28,6 +39,7 @@ class Match:
     layout: HeadLayout
     class_count: int
     certain: bool
+    join: HeadJoin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,75 @@ def grid_anchor_count(
         return None
     height, width = shape[2], shape[3]
     return per_cell * sum((-(-height // s)) * (-(-width // s)) for s in strides)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelMaps:
+    """Outputs that are one map (B, channels, h, w) per level, or (B, anchors, h, w, channels).
+
+    Attributes:
+        names: Of the outputs, fine to coarse.
+        strides: Of the levels.
+        channels: Of a map.
+        anchors: Of a five-dimensional map; 0 for others.
+    """
+
+    names: tuple[str, ...]
+    strides: tuple[int, ...]
+    channels: int
+    anchors: int
+
+
+def level_maps(signature: GraphSignature, anchored: bool = False) -> LevelMaps | None:
+    """Return the outputs as one map per level, or None when they are something else."""
+    rank = 5 if anchored else 4
+    shape = signature.inputs[0].shape if len(signature.inputs) == 1 else ()
+    outputs = [o for o in signature.outputs if len(o.shape) == rank]
+    if len(shape) != 4 or len(outputs) not in (3, 4) or len(outputs) != len(signature.outputs):
+        return None
+    found = []
+    for output in outputs:
+        sides = output.shape[-3:-1] if anchored else output.shape[-2:]
+        if not isinstance(shape[2], int) or not isinstance(sides[0], int) or not sides[0]:
+            return None
+        stride = shape[2] // sides[0]
+        if not isinstance(shape[3], int) or sides != (shape[2] // stride, shape[3] // stride):
+            return None
+        found.append((stride, output))
+    found.sort(key=lambda pair: pair[0])
+    channels = {o.shape[-1 if anchored else 1] for _, o in found}
+    anchors = {o.shape[1] for _, o in found} if anchored else {0}
+    if len({s for s, _ in found}) != len(found) or len(channels) != 1 or len(anchors) != 1:
+        return None
+    width, count = channels.pop(), anchors.pop()
+    if not isinstance(width, int) or not isinstance(count, int):
+        return None
+    return LevelMaps(tuple(o.name for _, o in found), tuple(s for s, _ in found), width, count)
+
+
+def anchor_match(
+    signature: GraphSignature, anchors: Mapping[int, tuple[tuple[tuple[float, float], ...], ...]]
+) -> Match | None:
+    """Return the reading of raw maps with anchors, or None when the outputs are others.
+
+    Args:
+        signature: Of the graph.
+        anchors: In pixels, by the number of levels.
+    """
+    maps = level_maps(signature, anchored=True) or level_maps(signature)
+    if maps is None or len(maps.names) not in anchors:
+        return None
+    chosen = anchors[len(maps.names)]
+    count = len(chosen[0])
+    channels = maps.channels if maps.anchors else maps.channels // count
+    whole = maps.anchors == count if maps.anchors else maps.channels % count == 0
+    if not whole or channels < 6:
+        return None
+    join = HeadJoin(
+        "anchor_levels", maps.names, maps.strides, anchors=chosen, class_count=channels - 5
+    )
+    layout = HeadLayout(axes="nac", objectness=True, strides=maps.strides)
+    return Match(layout, channels - 5, certain=False, join=join)
 
 
 def strides_that_fit(signature: GraphSignature, anchors: int, per_cell: int = 1) -> tuple[int, ...]:

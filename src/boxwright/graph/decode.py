@@ -25,6 +25,7 @@ class Candidates:
         boxes: (B, P, 4) float32 xyxy in input pixels.
         scores: (B, P) float32, best first; also those below the threshold.
         labels: (B, P) int64 class ids.
+        anchors: (B, P) int64: where in the raw head each candidate stands.
         count: P.
         class_count: Number of classes, or 1 when it is unknown and not needed (NMS-free heads).
     """
@@ -32,6 +33,7 @@ class Candidates:
     boxes: str
     scores: str
     labels: str
+    anchors: str
     count: int
     class_count: int
 
@@ -134,7 +136,7 @@ def add_candidates(
         values = b.op("Transpose", values, perm=[0, 2, 1])
     rows = b.gather_rows(values, chosen, 4)
     boxes = _decode_box_rows(b, rows, layout, input_size, chosen)
-    return Candidates(boxes, best, labels, count, class_count)
+    return Candidates(boxes, best, labels, chosen, count, class_count)
 
 
 def _final_rows(
@@ -149,6 +151,7 @@ def _final_rows(
         boxes=b.gather_rows(boxes, order, 4),
         scores=best,
         labels=b.op("GatherElements", labels, order, axis=1),
+        anchors=order,
         count=count,
         class_count=1,
     )

@@ -13,17 +13,26 @@ from boxwright.graph.nms import (
     add_efficient_nms,
     add_onnx_nms,
     add_portable_nms,
+    add_rotated_nms,
     keep_above_threshold,
 )
 from boxwright.graph.shapes import dimensions, static_dimension
+from boxwright.graph.task_outputs import (
+    RawHead,
+    add_extras,
+    add_task_output,
+    add_top_classes,
+    declare_task_output,
+)
 from boxwright.stamps import stamp_from_metadata
-from boxwright.types import ModelSpec, NmsSettings, Target
+from boxwright.types import ModelSpec, NmsSettings, Target, TaskName
 
 __all__ = [
     "CONVERGED",
     "OUTPUT_NAMES",
     "add_end2end",
     "check_nms_request",
+    "check_picture_outputs",
     "runnable_anywhere",
     "with_score_threshold",
 ]
@@ -33,12 +42,23 @@ CONVERGED = "nms_converged"  # extra output of the portable form, (N, 1) int32
 _SCORE, _IOU = "score_threshold", "iou_threshold"
 
 
-def check_nms_request(spec_nms_free: bool, target: Target, settings: NmsSettings) -> None:
+def check_nms_request(
+    spec_nms_free: bool, target: Target, settings: NmsSettings, task: TaskName = "detect"
+) -> None:
     """Refuse combinations that no graph can serve, before any work is paid for.
 
     Raises:
         RequestError: The options contradict each other.
     """
+    if task in ("segment", "pose", "obb") and not spec_nms_free and target.nms == "efficient_nms":
+        raise RequestError(
+            f"--nms efficient_nms of a model of task {task}",
+            "the plugin does not say which candidates it kept, so that nothing can be gathered "
+            "by them"
+            if task != "obb"
+            else "the plugin knows no rotated boxes",
+            "use --nms portable, which builds with TensorRT, too",
+        )
     if target.dynamic_thresholds and target.nms == "efficient_nms" and not spec_nms_free:
         raise RequestError(
             "--dynamic-thresholds --nms efficient_nms",
@@ -61,6 +81,20 @@ def check_nms_request(spec_nms_free: bool, target: Target, settings: NmsSettings
             raise RequestError(f"--{name} {count}", "it is not a positive number", "use e.g. 300")
 
 
+def check_picture_outputs(task: TaskName, target: Target) -> None:
+    """Refuse an image-input file whose end-to-end outputs are more than boxes.
+
+    Raises:
+        RequestError: It is one.
+    """
+    if task != "detect" and target.input == "image" and target.outputs == "end2end":
+        raise RequestError(
+            f"--input image --outputs end2end of a model of task {task}",
+            "such a graph maps boxes to the picture, and nothing else",
+            "use --input tensor, or --outputs raw",
+        )
+
+
 def add_end2end(
     raw: onnx.ModelProto, spec: ModelSpec, settings: NmsSettings, target: Target
 ) -> onnx.ModelProto:
@@ -69,10 +103,13 @@ def add_end2end(
     Outputs: num_dets (B, 1) int32; det_boxes (B, K, 4) float32 xyxy in input pixels, not clipped;
     det_scores (B, K) float32, best first; det_classes (B, K) int32. Rows from num_dets on hold
     zeros, and -1 as class (EfficientNMS fills them as it likes). K = min(keep_topk, candidates).
-    The portable form adds nms_converged (B, 1) int32.
+    The portable form adds nms_converged (B, 1) int32. By task: det_masks (B, K, h, w) float32,
+    logits at the prototypes' size, not cropped, an object where over 0; det_keypoints (B, K,
+    points, 2 or 3) float32 in input pixels; det_angles (B, K) float32 in radians, by which the box
+    is turned about its centre. A classifier has num_dets, det_scores and det_classes (B, 5) alone.
 
     Args:
-        raw: Graph whose only output is the raw head.
+        raw: Graph whose output is the raw head; of the task `segment` the prototypes, too.
         spec: The model; `spec.layout` says how the head is read.
         settings: Baked in; with `target.dynamic_thresholds` the two thresholds are only the
             defaults of the optional inputs score_threshold and iou_threshold, float32 (1,).
@@ -82,16 +119,22 @@ def add_end2end(
         GraphError: The head's shape does not fit its layout.
         RequestError: The options contradict each other.
     """
-    check_nms_request(spec.layout.nms_free, target, settings)
+    check_nms_request(spec.layout.nms_free, target, settings, spec.task)
     model = onnx.ModelProto()
     model.CopyFrom(raw)
+    if spec.task == "classify":
+        add_top_classes(model, spec, settings, target.dynamic_thresholds)
+        return model
     head, anchor_count = _raw_head(model, spec)
+    prototypes = model.graph.output[1].name if spec.task == "segment" else ""
     b = GraphBuilder(model, "boxwright")
     class_count = len(spec.class_names)
     candidates = add_candidates(
         b, head.name, spec.layout, spec.input_size, class_count, anchor_count, settings
     )
     batch = head.type.tensor_type.shape.dim[0]
+    planes = dimensions(model.graph.output[1])[2:] if prototypes else ()
+    raw_head = RawHead(head.name, anchor_count, prototypes, planes)
     del model.graph.output[:]
     if target.nms == "efficient_nms" and not spec.layout.nms_free:
         for name, tensor in zip(
@@ -104,6 +147,9 @@ def add_end2end(
         thresholds = _add_thresholds(b, settings, target.dynamic_thresholds, spec.layout.nms_free)
         if spec.layout.nms_free:
             keep = keep_above_threshold(b, candidates, thresholds)
+        elif spec.layout.rotated:
+            angles = add_extras(b, raw_head, spec, candidates.anchors)
+            keep = add_rotated_nms(b, candidates, angles, settings, thresholds)
         elif target.nms == "onnx":
             keep = add_onnx_nms(b, candidates, settings, thresholds)
         else:
@@ -111,14 +157,19 @@ def add_end2end(
                 b, candidates, settings, thresholds, target.nms_iterations
             )
             b.name_output(settled, CONVERGED)
-        _add_results(b, candidates, keep, min(settings.keep_topk, candidates.count))
-    _declare_outputs(model, batch, min(settings.keep_topk, candidates.count))
+        order, filled = _add_results(b, candidates, keep, min(settings.keep_topk, candidates.count))
+        if spec.layout.extras:
+            anchors = b.op("GatherElements", candidates.anchors, order, axis=1)
+            add_task_output(b, raw_head, spec, anchors, filled)
+    limit = min(settings.keep_topk, candidates.count)
+    _declare_outputs(model, batch, limit)
+    declare_task_output(model, raw_head, spec, limit)
     return model
 
 
 def _raw_head(model: onnx.ModelProto, spec: ModelSpec) -> tuple[onnx.ValueInfoProto, int]:
     """Return the head's output and its number of anchors (or final rows)."""
-    if len(model.graph.output) != 1:
+    if len(model.graph.output) != (2 if spec.task == "segment" else 1):
         names = ", ".join(o.name for o in model.graph.output)
         raise GraphError(
             f"end-to-end graph of {spec.name}",
@@ -160,8 +211,12 @@ def _add_results(
     keep: str,
     count: int,
     names: tuple[str, ...] = OUTPUT_NAMES,
-) -> None:
-    """Append step 4 of `NmsSettings` and the four outputs."""
+) -> tuple[str, str]:
+    """Append step 4 of `NmsSettings` and the four outputs.
+
+    Returns:
+        (B, K) int64, which candidate each row is; and (B, K) float32, 1 where it is a detection.
+    """
     # A kept candidate scores above a threshold of at least 0, so zero marks the others.
     kept_scores = b.op("Mul", c.scores, keep)
     scores, order = b.topk(kept_scores, count, axis=1)
@@ -174,6 +229,7 @@ def _add_results(
     b.name_output(boxes, names[1])
     b.name_output(b.op("Mul", scores, filled), names[2])
     b.name_output(b.as_int32(classes), names[3])
+    return order, filled
 
 
 def _declare_outputs(
@@ -252,6 +308,7 @@ def runnable_anywhere(model: onnx.ModelProto) -> onnx.ModelProto:
         boxes=boxes,
         scores=b.reduce("ReduceMax", scores, 2),
         labels=b.op("ArgMax", scores, axis=2, keepdims=0),
+        anchors="",
         count=limit,
         class_count=class_count,
     )

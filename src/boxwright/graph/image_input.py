@@ -40,8 +40,14 @@ def check_preprocess(rules: Preprocess, what: str) -> None:
     """Refuse preprocessing that a graph cannot do.
 
     Raises:
-        RequestError: It resizes with another filter than bilinear.
+        RequestError: It resizes with another filter than bilinear, or cuts the centre out.
     """
+    if rules.resize == "crop":
+        raise RequestError(
+            f"{what} --input image",
+            "its pictures are scaled with antialiasing and cropped, which the graph cannot do",
+            "use --input tensor",
+        )
     if rules.interpolation != "linear":
         raise RequestError(
             f"{what} --input image",

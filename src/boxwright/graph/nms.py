@@ -17,9 +17,11 @@ __all__ = [
     "add_efficient_nms",
     "add_onnx_nms",
     "add_portable_nms",
+    "add_rotated_nms",
     "keep_above_threshold",
 ]
 
+_EPSILON = 1e-7  # of the probabilistic IoU
 Thresholds = tuple[str, str]  # names of the score and IoU thresholds, float32 of shape (1,)
 
 
@@ -124,10 +126,7 @@ def add_portable_nms(
     over = b.as_float(b.op("Greater", _portable_overlaps(b, c.boxes), thresholds[1]))
     suppress = b.op("Mul", over, _strict_triangle(b, c.count))
     if not settings.class_agnostic:
-        labels = b.as_float(c.labels)
-        gap = b.op("Sub", b.unsqueeze(labels, 2), b.unsqueeze(labels, 1))
-        same = b.as_float(b.op("Less", b.op("Abs", gap), b.constant(0.5, np.float32)))
-        suppress = b.op("Mul", suppress, same)
+        suppress = b.op("Mul", suppress, _same_class(b, c))
     valid = b.unsqueeze(keep_above_threshold(b, c, thresholds), 2)  # (B, P, 1)
     keep = previous = valid
     for _ in range(iterations):
@@ -138,6 +137,83 @@ def add_portable_nms(
     change = b.reduce("ReduceMax", b.op("Abs", b.op("Sub", keep, previous)), 1)  # (B, 1)
     settled = b.as_int32(b.op("Less", change, b.constant(0.5, np.float32)))
     return b.op("Reshape", keep, b.ints(0, -1)), settled
+
+
+def add_rotated_nms(
+    b: GraphBuilder, c: Candidates, angles: str, settings: NmsSettings, thresholds: Thresholds
+) -> str:
+    """Append the fast NMS of rotated boxes, as `boxwright.rotated.rotated_nms` does it.
+
+    Every better box suppresses, also one that is suppressed itself, so that one step is exact. All
+    are plain operators with static shapes: it builds wherever the portable form does.
+
+    Args:
+        b: Builder of the graph.
+        c: The candidates; their boxes before they are turned.
+        angles: (B, P, 1) float32 in radians.
+        settings: Class mode.
+        thresholds: Names of both.
+
+    Returns:
+        (B, P) float32, 1 where a candidate is kept.
+    """
+    over = b.as_float(b.op("Greater", _probiou(b, c.boxes, angles), thresholds[1]))
+    suppress = b.op("Mul", over, _strict_triangle(b, c.count))
+    if not settings.class_agnostic:
+        suppress = b.op("Mul", suppress, _same_class(b, c))
+    valid = b.unsqueeze(keep_above_threshold(b, c, thresholds), 2)
+    hits = b.op("MatMul", suppress, valid)
+    free = b.as_float(b.op("Less", hits, b.constant(0.5, np.float32)))
+    return b.op("Reshape", b.op("Mul", valid, free), b.ints(0, -1))
+
+
+def _probiou(b: GraphBuilder, boxes: str, angles: str) -> str:
+    """Return the probabilistic IoU of every pair of candidates, (B, P, P)."""
+
+    def number(value: float) -> str:
+        return b.constant(value, np.float32)
+
+    def pair(op: str, tensor: str) -> str:
+        return b.op(op, tensor, b.op("Transpose", tensor, perm=[0, 2, 1]))
+
+    def square(tensor: str) -> str:
+        return b.op("Mul", tensor, tensor)
+
+    low, high = b.slice(boxes, 2, 0, 2), b.slice(boxes, 2, 2, 4)
+    centre = b.op("Mul", b.op("Add", low, high), number(0.5))
+    spread = b.op("Mul", square(b.op("Sub", high, low)), number(1 / 12))
+    wide, tall = b.slice(spread, 2, 0, 1), b.slice(spread, 2, 1, 2)
+    cos, sin = b.op("Cos", angles), b.op("Sin", angles)
+    cos2, sin2 = square(cos), square(sin)
+    own_a = b.op("Add", b.op("Mul", wide, cos2), b.op("Mul", tall, sin2))
+    own_b = b.op("Add", b.op("Mul", wide, sin2), b.op("Mul", tall, cos2))
+    own_c = b.op("Mul", b.op("Mul", b.op("Sub", wide, tall), cos), sin)
+    own = b.op("Sub", b.op("Mul", own_a, own_b), square(own_c))
+    own = b.op("Max", own, number(0.0))
+    a, bb, c = (pair("Add", t) for t in (own_a, own_b, own_c))
+    dx, dy = (pair("Sub", b.slice(centre, 2, i, i + 1)) for i in (0, 1))
+    whole = b.op("Sub", b.op("Mul", a, bb), square(c))
+    safe = b.op("Add", whole, number(_EPSILON))
+    near = b.op("Add", b.op("Mul", a, square(dy)), b.op("Mul", bb, square(dx)))
+    near = b.op("Mul", b.op("Div", near, safe), number(0.25))
+    # dx and dy here have one sign each more than in the formula's (x2 - x1)(y1 - y2)
+    turned = b.op("Mul", b.op("Div", b.op("Mul", b.op("Mul", c, dx), dy), safe), number(-0.5))
+    root = b.op("Sqrt", pair("Mul", own))
+    root = b.op("Add", b.op("Mul", root, number(4.0)), number(_EPSILON))
+    shape = b.op("Log", b.op("Add", b.op("Div", whole, root), number(_EPSILON)))
+    shape = b.op("Mul", shape, number(0.5))
+    distance = b.op("Add", b.op("Add", near, turned), shape)
+    distance = b.op("Min", b.op("Max", distance, number(_EPSILON)), number(100.0))
+    alike = b.op("Exp", b.op("Neg", distance))
+    apart = b.op("Add", b.op("Sub", number(1.0), alike), number(_EPSILON))
+    return b.op("Sub", number(1.0), b.op("Sqrt", apart))
+
+
+def _same_class(b: GraphBuilder, c: Candidates) -> str:
+    """Return (B, P, P) float32, 1 where two candidates are of one class."""
+    labels = b.as_float(c.labels)
+    gap = b.op("Sub", b.unsqueeze(labels, 2), b.unsqueeze(labels, 1))
+    return b.as_float(b.op("Less", b.op("Abs", gap), b.constant(0.5, np.float32)))
 
 
 def _strict_triangle(b: GraphBuilder, count: int) -> str:

@@ -13,7 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["NETWORKS", "YoloxConfig", "build_network", "fused_network", "network_name"]
+__all__ = [
+    "NETWORKS",
+    "OpenmmlabConfig",
+    "YoloxConfig",
+    "build_network",
+    "fused_network",
+    "network_name",
+]
 
 Activation = Literal["silu", "relu", "lrelu"]
 
@@ -83,6 +90,34 @@ class YoloxConfig:
             found = f"unknown key {unknown[0]!r}" if unknown else "class_count is missing"
             raise TypeError(found)
         return cls(**data)
+
+
+OpenmmlabKind = Literal["yolov5", "yolov6", "yolov7", "yolov8", "yolox", "ppyoloe", "rtmdet"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenmmlabConfig:
+    """What the weights of an MMYOLO or MMDetection checkpoint do not say themselves.
+
+    Attributes:
+        kind: Of the network.
+        project: The two name weights alike but for RTMDet's distances (see `exp_on_reg`).
+        class_count: Number of classes.
+        strides: Of the levels, in pixels.
+        eps: Of the batch norms in backbone, neck and head.
+        acts: Activation and negative slope in backbone, neck and head.
+        anchors: (levels, anchors, 2) width and height in pixels; empty without anchors.
+        exp_on_reg: MMDetection's RTMDet takes distances through exp.
+    """
+
+    kind: OpenmmlabKind
+    project: Literal["mmyolo", "mmdet"]
+    class_count: int
+    strides: tuple[int, ...]
+    eps: tuple[float, float, float]
+    acts: tuple[tuple[str, float], ...]
+    anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
+    exp_on_reg: bool = False
 
 
 # By the name that a checkpoint's header gives; `build_<name>` is in the module of that name.

@@ -34,6 +34,7 @@ class SourceRequest:
         simplify: Run onnxslim.
         trust_checkpoint: Unpickle with full rights; runs whatever code the file holds.
         seed: Of the random weights of a `.yaml`.
+        config: Configuration of an OpenMMLab checkpoint that does not carry its own.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class SourceRequest:
     simplify: bool = True
     trust_checkpoint: bool = False
     seed: int = 0
+    config: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

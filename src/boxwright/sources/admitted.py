@@ -8,6 +8,7 @@ pose, oriented boxes, classification) are made of, and the bookkeeping that trai
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -20,6 +21,7 @@ __all__ = [
     "GlobalRef",
     "foreign_project",
     "global_from_name",
+    "project_class",
     "storage_dtype",
 ]
 
@@ -192,6 +194,25 @@ _FOREIGN: tuple[tuple[str, str], ...] = (
     ("super_gradients.", "the SuperGradients project"),
     ("rfdetr.", "the RF-DETR project"),
 )
+
+
+# Modules of the projects whose checkpoints `native` rebuilds; their classes only become records.
+_PROJECTS = ("models.", "utils.", "yolov6.", "mmengine.", "mmdet.", "mmyolo.", "mmcv.")
+_DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+
+
+def project_class(module: str, name: str) -> GlobalRef | None:
+    """Return the inert stand-in of a class of YOLOv5, YOLOv6, YOLOv7 or OpenMMLab, or None.
+
+    >>> project_class("models.common", "Conv").kind
+    'bookkeeping'
+    >>> project_class("os", "system") is None
+    True
+    """
+    whole = _DOTTED.fullmatch(module) and _DOTTED.fullmatch(name)
+    if whole and module.startswith(_PROJECTS):
+        return GlobalRef(module, name, "bookkeeping")
+    return None
 
 
 def storage_dtype(ref: GlobalRef) -> str:

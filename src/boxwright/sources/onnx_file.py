@@ -16,15 +16,16 @@ from boxwright.errors import BackendError, GraphError, RequestError, SourceError
 from boxwright.families import class_names_from_metadata
 from boxwright.graph.builder import default_opset
 from boxwright.graph.io import bytes_from_model, model_from_file, read_stamp, signature_of
+from boxwright.graph.join import joined
 from boxwright.graph.shapes import dimensions, free_batch, real_inputs, set_batch, static_dimension
 from boxwright.graph.simplify import simplified
 from boxwright.sources import RawModel, Source, SourceRequest
 from boxwright.sources.sidecars import read_sidecars
 from boxwright.types import DEFAULT_OPSET, ModelSpec
 
-__all__ = ["SOURCE"]
+__all__ = ["SOURCE", "joined_bytes"]
 
-_END2END = {"num_dets", "det_boxes", "num_detections", "dets"}
+_END2END = {"num_dets", "det_boxes", "num_detections"}
 
 
 def _inputs(request: SourceRequest) -> tuple[Path, ...]:
@@ -58,8 +59,9 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
         )
     signature = signature_of(model)
     inputs = real_inputs(model.graph)
-    height, width = (static_dimension(inputs[0], 2), static_dimension(inputs[0], 3))
-    if len(inputs) != 1 or len(dimensions(inputs[0])) != 4 or height is None or width is None:
+    picture = _picture_input(model)
+    height, width = (static_dimension(picture, 2), static_dimension(picture, 3))
+    if len(dimensions(picture)) != 4 or height is None or width is None:
         shapes = ", ".join(f"{i.name} {list(dimensions(i))}" for i in inputs)
         raise SourceError(
             str(request.path),
@@ -75,6 +77,10 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
     if stamp is not None and request.family is None:
         return _renamed(stamp.spec, request)
     family, match = catalog.recognise(signature, request.family, str(request.path))
+    fixed = {name for name, _ in match.join.fixed_inputs} if match.join else set()
+    if {i.name for i in inputs} - fixed != {picture.name}:
+        shapes = ", ".join(f"{i.name} {list(dimensions(i))}" for i in inputs)
+        raise SourceError(str(request.path), f"its inputs are {shapes}", "export it with one")
     sidecars = read_sidecars(request.path)
     names = request.labels or sidecars.labels or class_names_from_metadata(signature)
     names = names or tuple(f"class{i}" for i in range(match.class_count))
@@ -101,6 +107,21 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
         ),
         iou_threshold=family.iou_threshold,
     )
+
+
+def _picture_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """Return the input of pictures: the one with four axes, or the first where none has."""
+    inputs = real_inputs(model.graph)
+    return next((i for i in inputs if len(dimensions(i)) == 4), inputs[0])
+
+
+def _single_head(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelProto:
+    """Return the graph with its project's outputs joined to one; most have one already."""
+    if read_stamp(model, str(request.path)) is not None and request.family is None:
+        return model
+    signature = signature_of(model)
+    _, match = catalog.recognise(signature, request.family, str(request.path))
+    return model if match.join is None else joined(model, match.join, str(request.path))
 
 
 def _renamed(spec: ModelSpec, request: SourceRequest) -> ModelSpec:
@@ -152,7 +173,7 @@ def _settled(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelProto:
     inputs = real_inputs(model.graph)
     size = request.image_size
     if size is None or len(inputs) != 1 or len(dimensions(inputs[0])) != 4:
-        return model
+        return model  # a second input's values are not known here
     if None not in (static_dimension(inputs[0], 2), static_dimension(inputs[0], 3)):
         return model
     return _with_size(model, size, str(request.path))
@@ -181,6 +202,7 @@ def _with_size(model: onnx.ModelProto, size: tuple[int, int], what: str) -> onnx
 def _export(request: SourceRequest) -> RawModel:
     model = _loaded(request)
     spec = _spec(model, request)
+    model = _single_head(model, request)
     original = default_opset(model)
     wanted = request.opset or max(original, DEFAULT_OPSET)
     if original != wanted:
@@ -253,7 +275,17 @@ def _describe(request: SourceRequest) -> ModelSpec:
     return _spec(_settled(model_from_file(request.path), request), request)
 
 
+def joined_bytes(request: SourceRequest) -> bytes | None:
+    """Return the file with its outputs joined to one, or None where it has one already."""
+    model = _settled(model_from_file(request.path), request)
+    single = _single_head(model, request)
+    return None if single is model else bytes_from_model(single, str(request.path))
+
+
 def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
+    data = joined_bytes(request)
+    if data is not None:
+        return catalog.backend("onnxruntime").open_bytes(data, options)
     return catalog.backend("onnxruntime").open(request.path, options)
 
 

@@ -14,7 +14,12 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from boxwright.sources.admitted import GlobalRef, foreign_project, global_from_name
+from boxwright.sources.admitted import (
+    GlobalRef,
+    foreign_project,
+    global_from_name,
+    project_class,
+)
 from boxwright.sources.inert import Record, RefusedError, Storage
 from boxwright.sources.pickle_builders import BUILDERS, checked_key
 
@@ -34,19 +39,22 @@ _PARSED = frozenset(
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
-def inert_from_pickle(stream: bytes, storage: Callable[[Any], Storage]) -> Any:
+def inert_from_pickle(
+    stream: bytes, storage: Callable[[Any], Storage], *, projects: bool = False
+) -> Any:
     """Return the inert data that a pickle describes.
 
     Args:
         stream: The pickle.
         storage: Turns a persistent id into a storage.
+        projects: Classes of the projects that are not installed become inert records too.
 
     Raises:
         RefusedError: The pickle wants a class, function or operation that is not admitted.
         ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError:
             The pickle is damaged.
     """
-    machine = _Machine(storage)
+    machine = _Machine(storage, projects)
     for opcode, argument, _ in pickletools.genops(stream):
         name = opcode.name
         if name in _PARSED:
@@ -65,11 +73,12 @@ def inert_from_pickle(stream: bytes, storage: Callable[[Any], Storage]) -> Any:
 class _Machine:
     """The stack, its marks and the memo."""
 
-    def __init__(self, storage: Callable[[Any], Storage]) -> None:
+    def __init__(self, storage: Callable[[Any], Storage], projects: bool) -> None:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.storage = storage
+        self.projects = projects
 
     def pop(self) -> Any:
         if self.marks and len(self.stack) <= self.marks[-1]:
@@ -92,10 +101,12 @@ def _shown(module: str, name: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
-def _find(module: Any, name: Any) -> GlobalRef:
+def _find(machine: _Machine, module: Any, name: Any) -> GlobalRef:
     if not isinstance(module, str) or not isinstance(name, str):
         raise ValueError("a class has no name")
     ref = global_from_name(module, name)
+    if ref is None and machine.projects:
+        ref = project_class(module, name)
     if ref is None:
         raise RefusedError(f"wants {_shown(module, name)}", foreign_project(module))
     return ref
@@ -255,12 +266,12 @@ def _on_setitems(machine: _Machine, argument: Any) -> None:
 
 def _on_global(machine: _Machine, argument: Any) -> None:
     module, _, name = argument.partition(" ")
-    machine.stack.append(_find(module, name))
+    machine.stack.append(_find(machine, module, name))
 
 
 def _on_stack_global(machine: _Machine, argument: Any) -> None:
     name, module = machine.pop(), machine.pop()
-    machine.stack.append(_find(module, name))
+    machine.stack.append(_find(machine, module, name))
 
 
 def _on_reduce(machine: _Machine, argument: Any) -> None:
@@ -275,7 +286,7 @@ def _on_newobj_ex(machine: _Machine, argument: Any) -> None:
 
 def _on_inst(machine: _Machine, argument: Any) -> None:
     module, _, name = argument.partition(" ")
-    target = _find(module, name)
+    target = _find(machine, module, name)
     machine.stack.append(_called(target, tuple(machine.pop_to_mark())))
 
 

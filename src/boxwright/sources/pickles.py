@@ -116,8 +116,12 @@ def damaged(path: Path, error: BaseException) -> SourceError:
 
 
 @contextlib.contextmanager
-def open_checkpoint(path: Path) -> Iterator[Any]:
+def open_checkpoint(path: Path, *, projects: bool = False) -> Iterator[Any]:
     """Give what a checkpoint holds, as inert data; its tensors can be read inside the block.
+
+    Args:
+        path: The file.
+        projects: Classes of the projects that `native` rebuilds become inert records too.
 
     Raises:
         SourceError: The file is missing, damaged or not a checkpoint.
@@ -126,7 +130,7 @@ def open_checkpoint(path: Path) -> Iterator[Any]:
     with open_archive(path) as archive:
         storage = partial(storage_from_id, size_of=archive.storage_size, read=archive.storage_bytes)
         try:
-            root = inert_from_pickle(archive.pickle_bytes(), storage)
+            root = inert_from_pickle(archive.pickle_bytes(), storage, projects=projects)
         except RefusedError as error:
             found, do = f"it {error}, which is not admitted", TRUST_ADVICE
             if error.project:

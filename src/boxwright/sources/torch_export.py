@@ -77,14 +77,17 @@ def exporter_versions(*packages: str) -> dict[str, str]:
 
 
 def onnx_from_module(
-    module: Any, image_size: tuple[int, int], output: str, request: SourceRequest
+    module: Any,
+    image_size: tuple[int, int],
+    outputs: str | tuple[str, ...],
+    request: SourceRequest,
 ) -> onnx.ModelProto:
     """Trace a torch module into an FP32 graph with the input `images` (N, 3, H, W).
 
     Args:
         module: In evaluation mode, on the CPU; its parameters are frozen.
         image_size: Network input (height, width) in pixels.
-        output: Name of its only output.
+        outputs: Name of its only output, or of each of them.
         request: Opset, batch, and whether onnxslim runs.
 
     Raises:
@@ -98,7 +101,8 @@ def onnx_from_module(
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     example = torch.zeros(request.batch or 1, 3, *image_size)
-    axes = None if request.batch else {"images": {0: "batch"}, output: {0: "batch"}}
+    names = [outputs] if isinstance(outputs, str) else list(outputs)
+    axes = None if request.batch else {n: {0: "batch"} for n in ("images", *names)}
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracer and deprecation notes that no user can act on
@@ -110,7 +114,7 @@ def onnx_from_module(
                 buffer,
                 opset_version=request.opset or DEFAULT_OPSET,
                 input_names=["images"],
-                output_names=[output],
+                output_names=names,
                 dynamic_axes=axes,
                 dynamo=False,
             )

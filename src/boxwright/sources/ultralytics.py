@@ -25,11 +25,11 @@ from boxwright.sources.torch_export import (
     exporter_versions,
     onnx_from_module,
 )
-from boxwright.types import HeadLayout, ModelSpec
+from boxwright.sources.ultralytics_heads import HEADS, layout_of, output_names, preprocess_of
+from boxwright.types import ModelSpec
 
 __all__ = ["SOURCE"]
 
-_OUTPUT = "output0"  # as Ultralytics names it
 # Activations a configuration may name; Ultralytics would eval() the text.
 _ACTIVATION = re.compile(r"^(torch\.)?nn\.[A-Za-z0-9]+\(([a-z_]+=)?[A-Za-z0-9.]*\)$")
 _MODULE = re.compile(r"^(nn\.)?[A-Za-z0-9_]+$")
@@ -115,7 +115,7 @@ def _load(request: SourceRequest) -> _Loaded:
 def _from_config(request: SourceRequest) -> _Loaded:
     """Build a network of random weights; the same seed gives the same weights."""
     import torch
-    from ultralytics.nn.tasks import DetectionModel, guess_model_task, yaml_model_load
+    from ultralytics.nn import tasks
     from ultralytics.utils import LOGGER
 
     level = LOGGER.level
@@ -125,14 +125,16 @@ def _from_config(request: SourceRequest) -> _Loaded:
             config = _read_config(request.path)
             config.setdefault("scale", _scale_of(request.path.stem))
         else:
-            config = yaml_model_load(request.path.name)
-        task = str(guess_model_task(config))
-        if task != "detect":
+            config = tasks.yaml_model_load(request.path.name)
+        kind = HEADS.get(str(config["head"][-1][2]).rpartition(".")[2])
+        if kind is None:
             raise RequestError(
-                request.path.name, f"task {task} is not supported yet", "give a detection model"
+                request.path.name,
+                f"its head {config['head'][-1][2]} is not supported",
+                f"give a model with one of {', '.join(HEADS)}",
             )
         torch.manual_seed(request.seed)
-        model = DetectionModel(config, ch=3, verbose=False)
+        model = getattr(tasks, kind.model)(config, ch=3, verbose=False)
     except FileNotFoundError:
         raise SourceError(
             str(request.path),
@@ -148,7 +150,8 @@ def _from_config(request: SourceRequest) -> _Loaded:
     finally:
         LOGGER.setLevel(level)
     names = tuple(str(n) for n in model.names.values())
-    return _Loaded(model.float().eval(), task, names, (640, 640))
+    side = 224 if kind.task == "classify" else 640
+    return _Loaded(model.float().eval(), kind.task, names, (side, side))
 
 
 def _scale_of(stem: str) -> str:
@@ -180,49 +183,40 @@ def _is_nms_free(model: Any, request: SourceRequest) -> bool:
 
 
 def _spec(loaded: _Loaded, request: SourceRequest) -> ModelSpec:
-    if loaded.task != "detect":
-        raise RequestError(
-            request.path.name, f"task {loaded.task} is not supported yet", "give a detection model"
-        )
     head = loaded.model.model[-1]
-    if type(head).__name__ not in ("Detect", "v10Detect"):
-        raise SourceError(
-            str(request.path), f"its head {type(head).__name__} is not a detection head", ""
-        )
     nms_free = _is_nms_free(loaded.model, request)
     family = catalog.family("ultralytics-nms-free" if nms_free else "ultralytics")
-    strides = tuple(int(s) for s in head.stride.tolist())
-    if nms_free:
-        layout = HeadLayout(axes="nac", box_format="xyxy", nms_free=True, strides=strides)
-    else:
-        layout = HeadLayout(axes="nca", strides=strides)
+    layout = layout_of(head, nms_free, request.path)
+    task = HEADS[type(head).__name__].task
     sidecars = read_sidecars(request.path) if request.path.is_file() else Sidecars()
     names = request.labels or sidecars.labels or loaded.class_names
-    if len(names) != int(head.nc):
+    count = int(head.linear.out_features if task == "classify" else head.nc)
+    if len(names) != count:
         raise SourceError(
             str(request.path),
-            f"its head has {int(head.nc)} classes, but {len(names)} names were given",
+            f"its head has {count} classes, but {len(names)} names were given",
             "check --labels or labels.json",
         )
     size = request.image_size or loaded.input_size
-    largest = max(strides)
+    largest = max(layout.strides, default=32)
     if any(s % largest for s in size):
         raise RequestError(
             f"--image-size {size[0]},{size[1]}",
             f"sides must be multiples of this model's largest stride, {largest}",
             "use e.g. 640",
         )
+    usual = (
+        0.0 if task == "classify" else family.score_threshold
+    )  # the best five, whatever they are
     return ModelSpec(
         name=request.name,
         family=family.name,
-        task="detect",
+        task=task,
         class_names=names,
         input_size=size,
-        preprocess=family.preprocess,
+        preprocess=preprocess_of(task, family.preprocess),
         layout=layout,
-        score_threshold=(
-            family.score_threshold if sidecars.score_threshold is None else sidecars.score_threshold
-        ),
+        score_threshold=usual if sidecars.score_threshold is None else sidecars.score_threshold,
         iou_threshold=family.iou_threshold,
     )
 
@@ -234,6 +228,9 @@ def _describe(request: SourceRequest) -> ModelSpec:
 def _set_head(model: Any, spec: ModelSpec) -> None:
     """Choose the branch and make the head return its predictions alone."""
     head = model.model[-1]
+    if spec.task == "classify":
+        head.export = True
+        return
     nms_free = spec.layout.nms_free
     if getattr(head, "one2one_cv2", None) is not None:
         head.end2end = nms_free
@@ -251,7 +248,9 @@ def _export(request: SourceRequest) -> RawModel:
     model = loaded.model
     _set_head(model, spec)
     model.fuse(verbose=False)
-    return RawModel(onnx_from_module(model, spec.input_size, _OUTPUT, request), spec)
+    return RawModel(
+        onnx_from_module(model, spec.input_size, output_names(spec.task), request), spec
+    )
 
 
 def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
@@ -261,7 +260,7 @@ def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
     loaded = _load(request)
     spec = _spec(loaded, request)
     _set_head(loaded.model, spec)
-    return PyTorchBackend(loaded.model, spec.input_size, _OUTPUT, options)
+    return PyTorchBackend(loaded.model, spec.input_size, output_names(spec.task), options)
 
 
 SOURCE = Source(

@@ -9,7 +9,7 @@ import cv2
 from boxwright.tasks import Task
 from boxwright.types import Detections, Image
 
-__all__ = ["TASK", "draw_boxes"]
+__all__ = ["TASK", "color_of_class", "draw_boxes", "draw_labels", "printable"]
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -28,15 +28,20 @@ def draw_boxes(image: Image, detections: Detections) -> Image:
         image: (H, W, 3) uint8 BGR.
         detections: In this picture's pixels. The best are drawn last, on top.
     """
-    canvas = image.copy()
+    return draw_labels(image.copy(), detections, boxes=True)
+
+
+def draw_labels(canvas: Image, detections: Detections, boxes: bool = False) -> Image:
+    """Draw class names and scores at the boxes, and with `boxes` each box before its own."""
     height, width = canvas.shape[:2]
     line = max(1, round((height + width) / 2 * 0.0025))
     font = max(0.35, line * 0.3)
     for box, score, class_id in reversed(list(detections)):
         color = color_of_class(class_id)
         x1, y1, x2, y2 = (round(float(v)) for v in box)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line, cv2.LINE_AA)
-        label = _printable(f"{detections.class_name(class_id)} {score:.2f}")
+        if boxes:
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line, cv2.LINE_AA)
+        label = printable(f"{detections.class_name(class_id)} {score:.2f}")
         (text_w, text_h), base = cv2.getTextSize(label, _FONT, font, max(1, line // 2))
         top = y1 - text_h - base - line if y1 - text_h - base - line >= 0 else y1
         left = max(0, min(x1, width - text_w - 2 * line))
@@ -50,7 +55,7 @@ def draw_boxes(image: Image, detections: Detections) -> Image:
     return canvas
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Replace what OpenCV's built-in font cannot draw; it knows ASCII alone."""
     return "".join(c if " " <= c <= "~" else "?" for c in text)
 

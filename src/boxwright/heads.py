@@ -1,0 +1,193 @@
+"""What heads of the tasks hold, read on the host: from raw or end-to-end outputs to detections.
+
+Pure. Between the two lie `Rows`, in pixels of the network input: a box, score and class each, and
+what the task adds to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from boxwright import boxes
+from boxwright.masks import mask_logits, masks_in_source
+from boxwright.preprocess import (
+    Placement,
+    points_from_input,
+    rotated_from_input,
+    source_from_input,
+)
+from boxwright.rotated import enclosing_boxes, rotated_nms
+from boxwright.types import Detections, FloatArray, IntArray, ModelSpec, NmsSettings
+
+__all__ = [
+    "TOP_CLASSES",
+    "Rows",
+    "candidates_from_raw",
+    "decoded_raw",
+    "detections_from_rows",
+    "kept_rows",
+    "rows_from_end2end",
+]
+
+TOP_CLASSES = 5  # of a classifier
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one picture's head says, best first.
+
+    Attributes:
+        xyxy: (N, 4) float32 in input pixels; of rotated boxes before they are turned.
+        scores: (N,) float32.
+        class_ids: (N,) int64.
+        extras: (N, E) float32: mask coefficients, keypoints one after the other, or the angle.
+        prototypes: (M, h, w) float32 that coefficients count, or None.
+        logits: (N, h, w) float32 where a graph made them of the two already, or None.
+    """
+
+    xyxy: FloatArray
+    scores: FloatArray
+    class_ids: IntArray
+    extras: FloatArray
+    prototypes: FloatArray | None = None
+    logits: FloatArray | None = None
+
+    def select(self, index: npt.NDArray[Any]) -> Rows:
+        """Return the rows at `index`."""
+        return replace(
+            self,
+            xyxy=self.xyxy[index],
+            scores=self.scores[index],
+            class_ids=self.class_ids[index],
+            extras=self.extras[index],
+            logits=None if self.logits is None else self.logits[index],
+        )
+
+    @property
+    def rotated(self) -> FloatArray:
+        """(N, 5): centre x, centre y, width, height, angle."""
+        return np.concatenate([boxes.cxcywh_from_xyxy(self.xyxy), self.extras[:, -1:]], axis=1)
+
+
+def candidates_from_raw(
+    outputs: Outputs, index: int, spec: ModelSpec, settings: NmsSettings
+) -> Rows:
+    """Return what one picture's raw head proposes before NMS: steps 1 and 2 of `NmsSettings`."""
+    arrays = list(outputs.values())
+    raw = arrays[0][index].astype(np.float32, copy=False)
+    if spec.task == "classify":
+        return _ranked_classes(raw, spec, settings)
+    found = boxes.select_with_extras(raw, spec.layout, spec.input_size, settings)
+    prototypes = arrays[1][index].astype(np.float32, copy=False) if spec.task == "segment" else None
+    return Rows(*found, prototypes=prototypes)
+
+
+def _ranked_classes(scores: FloatArray, spec: ModelSpec, settings: NmsSettings) -> Rows:
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] > np.float32(settings.score_threshold)]
+    return _whole_inputs(scores[order], order.astype(np.int64), spec)
+
+
+def _whole_inputs(scores: FloatArray, labels: IntArray, spec: ModelSpec) -> Rows:
+    height, width = spec.input_size
+    whole = np.tile(np.array([0, 0, width, height], np.float32), (len(scores), 1))
+    return Rows(whole, scores, labels, np.zeros((len(scores), 0), np.float32))
+
+
+def kept_rows(rows: Rows, spec: ModelSpec, settings: NmsSettings) -> npt.NDArray[np.intp]:
+    """Return the positions that NMS leaves: steps 3 and 4 of `NmsSettings`, by the task's rules."""
+    if spec.task == "classify":
+        return np.arange(min(len(rows.scores), TOP_CLASSES))
+    if spec.layout.nms_free:
+        return np.arange(min(len(rows.scores), settings.keep_topk))
+    if spec.layout.rotated:
+        kept = rotated_nms(
+            rows.rotated, rows.class_ids, settings.iou_threshold, settings.class_agnostic
+        )
+        return kept[: settings.keep_topk]
+    return boxes.batched_nms(rows.xyxy, rows.scores, rows.class_ids, settings)
+
+
+def rows_from_end2end(outputs: Outputs, index: int, spec: ModelSpec) -> Rows:
+    """Return one picture's rows of an end-to-end file.
+
+    Raises:
+        KeyError, IndexError: An output is missing or too small.
+    """
+    count = int(outputs["num_dets"][index, 0])
+    scores = outputs["det_scores"][index, :count].astype(np.float32)
+    labels = outputs["det_classes"][index, :count].astype(np.int64)
+    if spec.task == "classify":
+        return _whole_inputs(scores, labels, spec)
+    xyxy = outputs["det_boxes"][index, :count].astype(np.float32)
+    extras, logits = np.zeros((count, 0), np.float32), None
+    if spec.task == "pose":
+        points = outputs["det_keypoints"][index, :count].astype(np.float32)
+        extras = points.reshape(count, spec.layout.extras)
+    elif spec.task == "obb":
+        extras = outputs["det_angles"][index, :count].astype(np.float32)[:, None]
+    elif spec.task == "segment":
+        logits = outputs["det_masks"][index, :count].astype(np.float32)
+    return Rows(xyxy, scores, labels, extras, logits=logits)
+
+
+def detections_from_rows(
+    rows: Rows, spec: ModelSpec, where: Placement, mapped: bool = False
+) -> Detections:
+    """Return what the rows are in the source picture.
+
+    Args:
+        rows: After NMS.
+        spec: The model.
+        where: The picture's placement.
+        mapped: The boxes are in source pixels already (task `detect` alone).
+    """
+    task = spec.task
+    xyxy = rows.xyxy if mapped else source_from_input(rows.xyxy, where)
+    rotated = keypoints = crops = None
+    if task == "obb":
+        rotated = rotated_from_input(rows.rotated, where)
+        xyxy = enclosing_boxes(rotated, where.source_size)
+    elif task == "pose":
+        shape = (len(rows.scores), *spec.layout.keypoint_shape)
+        keypoints = points_from_input(rows.extras.reshape(shape), where)
+    elif task == "segment":
+        logits = rows.logits
+        if logits is None:
+            assert rows.prototypes is not None
+            logits = mask_logits(rows.extras, rows.prototypes)
+        crops = masks_in_source(logits, xyxy, where)
+    elif task == "classify":
+        height, width = where.source_size
+        xyxy = np.tile(np.array([0, 0, width, height], np.float32), (len(rows.scores), 1))
+    found = Detections(
+        xyxy=xyxy,
+        scores=rows.scores,
+        class_ids=rows.class_ids,
+        class_names=spec.class_names,
+        image_size=where.source_size,
+        task=task,
+        mask_crops=crops,
+        keypoints=keypoints,
+        rotated=rotated,
+    )
+    if crops is None:
+        return found
+    # Ultralytics drops boxes whose mask is empty, and so do we.
+    filled = np.array([c.pixels.any() for c in crops], bool)
+    return found if filled.all() else found.select(filled)
+
+
+def decoded_raw(outputs: Outputs, spec: ModelSpec) -> tuple[FloatArray, FloatArray]:
+    """Return `boxes.decode` of a raw head's first picture; a classifier has one box, all zeros."""
+    raw = next(iter(outputs.values()))[:1].astype(np.float32, copy=False)
+    if spec.task == "classify":
+        return np.zeros((1, 1, 4), np.float32), raw[:, None, :]
+    return boxes.decode(raw, spec.layout, spec.input_size)
