@@ -138,6 +138,73 @@ def test_a_budget_out_of_reach_makes_nothing(cli, place, labelled, monkeypatch):
     assert not list((place / "o").rglob("*.int8*.onnx"))
 
 
+@pytest.fixture
+def planned(monkeypatch):
+    """TensorRT and a GPU seem to be there, and a plan is what ONNX Runtime computes."""
+    from contextlib import contextmanager
+
+    from boxwright import catalog, plan_budget, quantization
+    from boxwright.backends import BackendOptions
+    from boxwright.nvidia import Gpu
+
+    monkeypatch.setattr(plan_budget, "load_tensorrt", lambda _: None)
+    monkeypatch.setattr(plan_budget, "find_gpu", lambda: Gpu("H100", "9.0"))
+    opened = []
+
+    @contextmanager
+    def as_plan(data, options, watcher):
+        opened.append(options)
+        yield catalog.backend("onnxruntime").open_bytes(data, BackendOptions())
+
+    monkeypatch.setattr(quantization, "opened_as_plan", as_plan)
+    return opened
+
+
+def test_the_budget_of_a_file_for_tensorrt_is_measured_in_plans(cli, place, labelled, planned):
+    done = cli(*words(
+        labelled, "--max-drop", "0.2", "--deploy", "tensorrt", "--timing-cache", "gpu.cache",
+        "--optimization-level", "1", "--tactic-sources", "jit_convolutions,cublas",
+    ))  # fmt: skip
+    assert done.code == 0, done.err
+    assert "is measured in plans, built here" in done.err
+    (options,) = planned
+    assert options.timing_cache == "gpu.cache" and options.optimization_level == 1
+    assert options.tactic_sources == ("jit_convolutions", "cublas")
+    manifest = json.loads((place / "o" / "text_block" / "manifest.json").read_text())
+    record = manifest["files"]["text_block.int8.tensorrt.onnx"]
+    assert record["record"]["budget"]["measured_in"] == "tensorrt"
+    assert record["settings"]["budget_runtime"] == "tensorrt"
+
+
+def test_a_plans_float_layers_are_looked_for_in_fours(tiny):
+    raw, ranges, layers = tiny
+    guilty = set(layers[10:21])
+    order = [*guilty, *(name for name in layers if name not in guilty)]
+    result = search_budget(
+        integer(raw.model, ranges, "tensorrt"), lambda: [Sensitivity(n, 1.0) for n in order],
+        lambda model: 0.5 - 0.01 * len(guilty - float_layers(model, layers)), 0.5, 0.005, 4,
+    )  # fmt: skip
+    assert result.within and [count for count, _ in result.tried] == [0, 4, 8, 16, 12]
+    assert len(result.kept) == 12 and guilty < set(result.kept)
+
+
+def test_where_a_budget_was_measured_is_said(cli, place, labelled):
+    done = cli(*words(labelled, "--max-drop", "0.2", "--deploy", "tensorrt"))
+    assert done.code == 0, done.err
+    assert "measured in ONNX Runtime; its plan may lose more" in done.err
+    manifest = json.loads((place / "o" / "text_block" / "manifest.json").read_text())
+    budget = manifest["files"]["text_block.int8.tensorrt.onnx"]["record"]["budget"]
+    assert budget["measured_in"] == "onnxruntime"
+
+
+def test_a_budget_in_plans_that_nothing_builds_is_refused_first(cli, place, labelled, monkeypatch):
+    monkeypatch.setattr("boxwright.nvidia.module_name", lambda runtime: None)
+    asked = words(labelled, "--max-drop", "0.2", "--deploy", "tensorrt")
+    done = cli(*asked, "--budget-runtime", "tensorrt")
+    assert done.code == 2 and "not installed" in done.error, done.err
+    assert not (place / "o").exists()
+
+
 def test_measuring_on_calibrated_pictures_is_refused_unless_told(cli, place, labelled):
     both = words(labelled, "--max-drop", "0.2", "--calib-images", labelled / "data")
     done = cli(*both)
@@ -169,6 +236,8 @@ def test_data_that_shows_nothing_holds_no_budget(cli, place, labelled):
         (["--max-data", "5"], "it needs --data"),
         (["--precision", "int8", "--calib-images", "pics", "--calib-method", "auto"], "--data"),
         (["--precision", "int8", "--calib-images", "pics", "--data", "d", "--max-drop", "2"], "2"),
+        (["--precision", "fp16", "--budget-runtime", "tensorrt"], "none is asked for"),
+        (["--precision", "int8", "--deploy", "tensorrt", "--timing-cache", "c"], "none is asked"),
     ],
 )
 def test_bad_budget_requests_make_nothing(cli, place, snapshot, more, found):

@@ -162,11 +162,13 @@ def search_budget(
     measure: Callable[[onnx.ModelProto], float],
     reference: float,
     max_drop: float,
+    step: int = 1,
 ) -> BudgetResult:
     """Return the graph with the fewest layers in FP32 that keeps a budget.
 
-    None is tried first; then the 1, 2, 4, 8, ... most sensitive go back to FP32 until the budget
-    holds; then the smallest number between the last two is looked for by halving.
+    None is tried first; then the 1, 2, 4, 8, ... most sensitive (times `step`) go back to FP32
+    until the budget holds; then a smaller number between the last two is looked for by halving,
+    until it is known to within `step`.
 
     Args:
         lossy: What the layers become.
@@ -174,6 +176,7 @@ def search_budget(
         measure: Accuracy of a graph.
         reference: Accuracy of FP32.
         max_drop: The most that may be lost.
+        step: How closely the number of layers is looked for.
     """
     count = len(lossy.layers)
     tried: dict[int, tuple[float, onnx.ModelProto, tuple[str, ...]]] = {}
@@ -188,13 +191,13 @@ def search_budget(
     good = 0
     if not attempt(0):
         ranked = [s.layer for s in order()]
-        bad, good = 0, 1
+        bad, good = 0, step
         while good < count and not attempt(good):
             bad, good = good, good * 2
         if good >= count:
             best = max(tried, key=lambda k: (tried[k][0], -k))
             return _result(best, tried, count, reference, within=False)
-        while good - bad > 1:
+        while good - bad > step:
             middle = (good + bad) // 2
             if attempt(middle):
                 good = middle

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from boxwright import __version__
 from boxwright.errors import StoreError
+from boxwright.plan_budget import runtime_of_budget
 from boxwright.recipe import Recipe
 from boxwright.resolve import Resolved
 from boxwright.store import Store, changed_settings, sha256_of_file
@@ -138,6 +139,8 @@ def make_plan(
                 "calibration": calibration_key,
             }
             settings |= budget
+            if budget and target.deployment == "tensorrt":
+                settings["budget_runtime"] = runtime_of_budget(recipe)
             if recipe.calibration.method == "auto":
                 settings["data"] = data_key
             raw[_body(target)] = add("int8", integer, raw["fp32"], settings)

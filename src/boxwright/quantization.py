@@ -23,6 +23,7 @@ from boxwright.graph.precision import fp16_from_fp32, half_layers
 from boxwright.graph.quantize import int8_from_fp32, quantisable_layers
 from boxwright.outcome import Listener
 from boxwright.overflow import layers_beyond_half
+from boxwright.plan_budget import FLOAT_STEP, opened_as_plan, runtime_of_budget
 from boxwright.recipe import Recipe
 from boxwright.store import sha256_of_bytes, sha256_of_file
 from boxwright.types import Deployment, Image, ModelSpec
@@ -122,7 +123,7 @@ class Converter:
 
             return Lossy(f"INT8 for {deployment}", layers, build)
 
-        runtime = runtime_of(deployment)
+        runtime = self._measured_in(deployment)
         ordered, tried = self._most_accurate_first(calibrations, lossy, runtime)
         if self.recipe.max_drop is None:
             chosen, made, kept = ordered[0], lossy(ordered[0]).build(()), None
@@ -138,6 +139,20 @@ class Converter:
         if kept is None:
             return made, record if tried else None
         return made, {**kept, **record}
+
+    def _measured_in(self, deployment: Deployment) -> str:
+        """Return the runtime that accuracy is measured in, and say what is not the file's own."""
+        if deployment != "tensorrt" or self.dataset is None:
+            return runtime_of(deployment)
+        runtime = runtime_of_budget(self.recipe)
+        if runtime == "tensorrt":
+            self.listener.note("accuracy of INT8 for TensorRT is measured in plans, built here")
+        else:
+            self.listener.note(
+                "accuracy of INT8 for TensorRT is measured in ONNX Runtime; its plan may lose "
+                "more: evaluate the plan, or run this where TensorRT and a GPU are"
+            )
+        return runtime
 
     def _calibrations(
         self, model: onnx.ModelProto, deployment: Deployment
@@ -244,7 +259,8 @@ class Converter:
         def measure(graph: onnx.ModelProto) -> float:
             return self.measure(graph, runtime)
 
-        result = search_budget(lossy, order, measure, reference, limit)
+        step = FLOAT_STEP if runtime == "tensorrt" else 1
+        result = search_budget(lossy, order, measure, reference, limit, step)
         share = f"{len(result.kept)} of {result.layers} layers in FP32"
         if not result.within:
             raise CheckFailedError(
@@ -257,6 +273,7 @@ class Converter:
         return result.model, {
             **result.as_dict(),
             "max_drop": limit,
+            "measured_in": runtime,
             "sensitivities": [[s.layer, s.error] for s in ranked],
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
@@ -286,7 +303,14 @@ class Converter:
         data = bytes_from_model(graph, self.spec.name)
         key = f"{runtime} {sha256_of_bytes(data)}"
         if key not in self.measured:
-            accuracy = _accuracy(data, self.spec, self.dataset, self.recipe.threads, runtime)
+            if runtime == "tensorrt":
+                with opened_as_plan(data, self.recipe.budget, self.listener) as plan:
+                    detector = Detector(plan, self.spec)
+                    found = evaluate({self.spec.name: detector}, self.dataset)
+                accuracy = found[self.spec.name].map50_95
+            else:
+                threads = self.recipe.threads
+                accuracy = _accuracy(data, self.spec, self.dataset, threads, runtime)
             if accuracy is None:
                 raise RequestError(
                     f"--data {self.recipe.data}",

@@ -101,6 +101,21 @@ class CalibrationOptions(_Strict):
         return (value,) if isinstance(value, str) else value
 
 
+class BudgetOptions(_Strict):
+    """Where the budget of INT8 files for TensorRT is measured, and how those plans are built."""
+
+    runtime: Literal["auto", "onnxruntime", "tensorrt"] = "auto"
+    optimization_level: WholeNumber | None = Field(None, ge=0, le=5)
+    tactic_sources: tuple[str, ...] = ()
+    timing_cache: str | None = None
+    workspace_gib: Number | None = Field(None, gt=0, le=1024)
+
+    @field_validator("tactic_sources", mode="before")
+    @classmethod
+    def _sources_as_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class MeasureOptions(_Strict):
     """What a run measures of its files besides parity."""
 
@@ -140,6 +155,8 @@ class Recipe(_Strict):
             pictures; at most so many pictures, evenly spaced.
         max_drop: The most mAP50-95 that an INT8 or FP16 file may lose, 0..1; layers go back to
             FP32 until it does.
+        budget: Where `max_drop` is measured for files for TensorRT (`auto`: as plans, where
+            TensorRT and a GPU are there), and what those plans are built with.
         measure: What is measured of the files besides parity: latency, and accuracy where there
             is data; for how many seconds each; in which runtimes (all that are installed by
             default); and how many pictures the report shows.
@@ -169,6 +186,7 @@ class Recipe(_Strict):
     data_images: str | None = None
     max_data: WholeNumber | None = Field(None, ge=1)
     max_drop: Number | None = Field(None, ge=0, le=1)
+    budget: BudgetOptions = BudgetOptions()
     measure: MeasureOptions = MeasureOptions()
     verify: Switch = True
     trust_checkpoint: Switch = False
@@ -328,6 +346,8 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
         model = CalibrationOptions
     elif location[0] == "measure" and len(location) > 1:
         model = MeasureOptions
+    elif location[0] == "budget" and len(location) > 1:
+        model = BudgetOptions
     return list(model.model_fields)
 
 

@@ -165,6 +165,20 @@ def conversion_options(function: F) -> F:
             help="Most mAP50-95 that INT8 and FP16 may lose, e.g. 0.005; layers go back to FP32 "
             "until so.",
         ),
+        click.option(
+            "--budget-runtime",
+            type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
+            help="Where --max-drop of INT8 for TensorRT is measured. Default: auto, in plans where "
+            "TensorRT and a GPU are.",
+        ),
+        click.option("--optimization-level", type=int, metavar="N", help="Of those plans, 0 to 5."),
+        click.option("--tactic-sources", metavar="LIST", help="Of those plans; see build."),
+        click.option(
+            "--timing-cache", metavar="FILE", help="Of those plans: measured kernels, kept."
+        ),
+        click.option(
+            "--workspace-gib", type=float, metavar="X", help="Of those plans: most of one layer."
+        ),
         click.option("--batch", metavar="N", help="Fixed batch, or dynamic (the default)."),
         click.option(
             "--opset",
@@ -405,6 +419,9 @@ def recipe_data_from_options(source: str, options: dict[str, Any]) -> dict[str, 
     for key in (*plain, "data_split", "data_images", "max_data"):
         if options[key] is not None:
             data[key] = options[key]
+    budget = _budget(options)
+    if budget:
+        data["budget"] = budget
     if options["head"] is not None:
         data["head"] = words_from_text("--head", options["head"], ("auto", "one2many", "one2one"))[
             0
@@ -487,3 +504,32 @@ def _batch_from_text(text: str) -> int | str:
     if not _WHOLE_NUMBER.fullmatch(word):
         raise RequestError(f"--batch {text}", "it is neither a number nor dynamic", "use e.g. 8")
     return int(word)
+
+
+def _budget(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe's keys about the budget of files for TensorRT.
+
+    Raises:
+        RequestError: There is no such budget.
+    """
+    keys = {
+        "budget_runtime": "runtime",
+        "optimization_level": "optimization_level",
+        "tactic_sources": "tactic_sources",
+        "timing_cache": "timing_cache",
+        "workspace_gib": "workspace_gib",
+    }
+    given = {key: options[option] for option, key in keys.items() if options[option] is not None}
+    if not given:
+        return {}
+    option = next(o for o, key in keys.items() if key in given)
+    integer = "int8" in (options["precision"] or "").split(",")
+    if not integer or "tensorrt" not in (options["deploy"] or "") or not options["data"]:
+        raise RequestError(
+            f"--{option.replace('_', '-')}",
+            "it is of plans that an INT8 file's accuracy is measured on, and none is asked for",
+            "give --precision int8 --deploy tensorrt --data FILE, too, or drop it",
+        )
+    if "tactic_sources" in given:
+        given["tactic_sources"] = [w.strip() for w in given["tactic_sources"].split(",")]
+    return given
