@@ -17,7 +17,7 @@ from triton_place import client_on_path, dali_python
 
 from boxwright import serve
 from boxwright.engine_record import EngineRecord, record_bytes, sidecar_path
-from boxwright.errors import CheckFailedError, ImageError, RequestError, StoreError
+from boxwright.errors import BackendError, CheckFailedError, ImageError, RequestError, StoreError
 from boxwright.preprocess import place, source_from_input
 from boxwright.sample import onnx_file
 from boxwright.serve.check_repository import check_repository
@@ -761,6 +761,31 @@ def test_dali_places_pictures_as_the_host_does():
     for name, found in json.loads(done.stdout).items():
         assert found["placements"] == 0, name
         assert 0 < found["levels"] <= 1.01, (name, found)
+
+
+def test_what_plans_are_built_with(cli, tmp_path, monkeypatch):
+    """The settings reach the builder; a plan that takes pictures gets sizes and a small batch."""
+    asked = []
+
+    def build(onnx, settings, listener=None):
+        asked.append((onnx.name, settings))
+        raise BackendError("TensorRT", "this is a test", "nothing")
+
+    monkeypatch.setattr("boxwright.serve.gathering._no_builder", lambda: "")
+    monkeypatch.setattr("boxwright.build.build", build)
+    done = cli("repo", "build", onnx_file(), "--formats", "onnx,trt,trt_image", "--skip-verify",
+               "--runs", tmp_path / "runs", "--out", tmp_path / "models", "--max-batch", 32,
+               "--timing-cache", "gpu.cache", "--optimization-level", 1, "--workspace-gib", 2,
+               "--tactic-sources", "jit_convolutions")  # fmt: skip
+    assert done.code == 1 and "trt_image of text_block: this is a test" in done.err
+    (raw, tensors), (image, pictures) = asked
+    assert raw == "text_block.fp16.onnx" and image.endswith(".image.onnx")
+    assert tensors.batch == (1, 16, 32) and tensors.image_sizes is None
+    assert pictures.batch == (1, 4, 8)
+    assert pictures.image_sizes == ((32, 32), (1080, 1920), (2160, 3840))
+    for settings in (tensors, pictures):
+        assert settings.timing_cache == Path("gpu.cache") and settings.optimization_level == 1
+        assert settings.tactic_sources == ("JIT_CONVOLUTIONS",) and settings.workspace_gib == 2
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from boxwright.cli.options import words_from_text
 from boxwright.errors import RequestError
 
 if TYPE_CHECKING:
+    from boxwright.engines import BuildSettings
     from boxwright.serve.folder_parts import ServeOptions
     from boxwright.serve.gathering import Conversion, Gathered
     from boxwright.serve.repository import Written
@@ -74,6 +75,21 @@ __all__ = ["build_command"]
 @click.option(
     "--plan-nms", default="efficient_nms", show_default=True, metavar="WORD",
     help="NMS of plans that are built: efficient_nms, portable.",
+)  # fmt: skip
+@click.option(
+    "--optimization-level", type=int, metavar="N", help="Of plans: 0 (fast build) to 5 (fast plan)."
+)
+@click.option(
+    "--timing-cache", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Of plans: measured kernels, kept and used again.",
+)  # fmt: skip
+@click.option("--tactic-sources", metavar="LIST", help="Of plans; see build.")
+@click.option(
+    "--workspace-gib", type=float, metavar="X", help="Of plans: most memory of one layer."
+)
+@click.option(
+    "--image-sizes", metavar="MIN,OPT,MAX",
+    help="Pictures (HEIGHTxWIDTH) of plans that take them. Default: 32x32,1080x1920,2160x3840.",
 )  # fmt: skip
 @click.option("--jpeg/--no-jpeg", default=True, help="Also serve every track for encoded pictures.")
 @click.option(
@@ -220,6 +236,7 @@ def _conversion(options: dict[str, Any]) -> Conversion:
         precision=one["precision"],
         plan_precision=one["plan_precision"],
         plan_nms=one["plan_nms"],
+        plan_settings=_plan_settings(options),
         nms=_nms(options),
         given=frozenset(k for k in keys if options[k] is not None),
         verify=not options["skip_verify"],
@@ -227,6 +244,27 @@ def _conversion(options: dict[str, Any]) -> Conversion:
         max_batches=_max_batches(options["max_batches"]),
         trust_checkpoint=options["trust_checkpoint"],
     )
+
+
+def _plan_settings(options: dict[str, Any]) -> BuildSettings:
+    """Return what plans are built with.
+
+    Raises:
+        RequestError: A value is out of range.
+    """
+    from boxwright.cli.build import image_sizes_from_text
+    from boxwright.engines import BuildSettings
+
+    sources, sizes = options["tactic_sources"], options["image_sizes"]
+    settings = BuildSettings(
+        workspace_gib=options["workspace_gib"],
+        optimization_level=options["optimization_level"],
+        timing_cache=options["timing_cache"],
+        tactic_sources=tuple(s.strip().upper() for s in sources.split(",")) if sources else None,
+        image_sizes=image_sizes_from_text(sizes) if sizes else None,
+    )
+    settings.check("tensorrt")
+    return settings
 
 
 def _nms(options: dict[str, Any]) -> Any:

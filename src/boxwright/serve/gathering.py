@@ -6,11 +6,13 @@ the pipeline, and its files through the builder of plans where this machine can 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from boxwright.engines import BuildSettings
 from boxwright.errors import BackendError, MissingExtraError, RequestError, SourceError
 from boxwright.outcome import Listener
 from boxwright.serve.served_files import (
@@ -27,6 +29,8 @@ from boxwright.types import NmsSettings
 __all__ = ["Conversion", "Gathered", "Missing", "gather"]
 
 _OFFICIAL_LINE = "yolo11"  # of sizes that are named without a source
+_IMAGE_SIZES = ((32, 32), (1080, 1920), (2160, 3840))  # of plans that take pictures of any size
+_IMAGE_BATCH = 8  # pictures of that size in more than a handful would fill a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Conversion:
         precision: Of ONNX files.
         plan_precision: Of plans.
         plan_nms: Form of the NMS in plans.
+        plan_settings: What plans are built with; their batches come from `max_batches`.
         nms: Baked into end-to-end files.
         given: Names of the thresholds that were asked for, and are not only defaults.
         verify: Prove what is made.
@@ -52,6 +57,7 @@ class Conversion:
     precision: str = "fp32"
     plan_precision: str = "fp16"
     plan_nms: str = "efficient_nms"
+    plan_settings: BuildSettings = field(default_factory=BuildSettings)
     nms: NmsSettings = field(default_factory=NmsSettings)
     given: frozenset[str] = frozenset()
     verify: bool = True
@@ -311,11 +317,16 @@ def _build(
     source: str, wanted: FormatName, name: str, how: Conversion, listener: Listener
 ) -> ServedFile:
     from boxwright.build import build
-    from boxwright.engines import BuildSettings
 
     onnx = _convert(source, [_target(wanted, how)], how, listener)[0]
     most = largest_batch(name, how.max_batches)
-    built = build(onnx.path, BuildSettings(batch=(1, max(1, most // 2), most)), listener=listener)
+    settings = dataclasses.replace(how.plan_settings, image_sizes=None)
+    if FORMATS[wanted].input == "image":
+        most = min(most, _IMAGE_BATCH)
+        sizes = how.plan_settings.image_sizes or _IMAGE_SIZES
+        settings = dataclasses.replace(settings, image_sizes=sizes)
+    batch = (1, max(1, most // 2), most)
+    built = build(onnx.path, dataclasses.replace(settings, batch=batch), listener=listener)
     file = read_file(built.plan, [onnx.path])
     assert file is not None, "a plan that was just built has its description"
     return file
