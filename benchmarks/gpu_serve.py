@@ -26,6 +26,9 @@ from boxwright.images import expand_paths
 from boxwright.loading import load
 from boxwright.serve.server import ServeRequest, start_server
 
+# Models that only ensembles ask.
+_PARTS = ("_decode", "_preprocess", "_postprocess", "_gate", "_dali", "_to_source")
+
 
 def _say(text: str) -> None:
     print(f"gpu_serve: {text}", file=sys.stderr, flush=True)
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("repository", type=Path)
     parser.add_argument("--local", type=Path, required=True, help="The raw file to compare with.")
     parser.add_argument("--images", action="append", required=True)
+    parser.add_argument("--iou-threshold", type=float, default=0.45, help="Of the repository.")
     parser.add_argument("--server", type=Path)
     parser.add_argument("--python", type=Path)
     parser.add_argument("--concurrency", default="1,16,64")
@@ -79,9 +83,14 @@ def main() -> None:
         keep_going=True,
     )
     found: dict[str, Any] = {"models": {}}
-    with start_server(request, note=_say) as server, load(options.local, quiet=True) as local:
+    with (
+        start_server(request, note=_say) as server,
+        load(options.local, quiet=True, iou_threshold=options.iou_threshold) as local,
+    ):
         found["server"], found["started_s"] = server.description, server.started_s
         for model in server.models:
+            if model.name.endswith(_PARTS):
+                continue
             if model.state != "READY":
                 found["models"][model.name] = {"failed": model.reason}
                 continue
@@ -89,7 +98,10 @@ def main() -> None:
             address = f"{options.protocol}://{place}/{model.name}"
             try:
                 with load(address) as detector:
-                    facts: dict[str, Any] = _compared(detector, local, paths[:32])
+                    raw = detector.target.outputs == "raw"
+                # the client of a raw model chooses the thresholds
+                with load(address, iou_threshold=options.iou_threshold if raw else None) as found_by:
+                    facts: dict[str, Any] = _compared(found_by, local, paths[:32])
                 facts |= measure_served(address, settings).as_dict()
             except BoxwrightError as error:
                 facts = {"failed": str(error)}

@@ -28,7 +28,7 @@ def requirements_of(
     """
     found: set[str] = set()
     if "onnxruntime" in backends:
-        found.add("onnxruntime-gpu" if on_gpu else "onnxruntime")
+        found.add("onnxruntime-gpu[cuda,cudnn]" if on_gpu else "onnxruntime")
     if "python" in backends:
         found.add(_OPENCV)
     if "dali" in backends:

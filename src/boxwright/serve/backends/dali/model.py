@@ -14,20 +14,20 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from joining import Failed
 
-try:
-    from nvidia.dali.pipeline import Pipeline
-except ImportError as error:
-    raise pb_utils.TritonModelException(
-        f"DALI cannot be imported in the Python of the server's models ({error}); install "
-        "nvidia-dali-cuda120 or nvidia-dali-cuda130 there"
-    ) from None
-
 
 class TritonPythonModel:
     """One instance of a model: a pipeline."""
 
     def initialize(self, args):
         """Build the pipeline once, so that a broken one is refused when it is loaded."""
+        try:  # not above: Triton's exception is there only once this module is
+            from nvidia.dali.pipeline import Pipeline
+        except ImportError as error:
+            raise pb_utils.TritonModelException(
+                f"DALI cannot be imported in the Python of the server's models ({error}); install "
+                "nvidia-dali-cuda120 or nvidia-dali-cuda130 there"
+            ) from None
+        self.deserialize = Pipeline.deserialize
         self.config = json.loads(args["model_config"])
         self.folder = Path(args["model_repository"], args["model_version"])
         self.on_gpu = args["model_instance_kind"] == "GPU"
@@ -60,7 +60,7 @@ class TritonPythonModel:
         name = self.config.get("default_model_filename") or "model.dali"
         serialised, script = self.folder / name, self.folder / "dali.py"
         if serialised.suffix != ".py" and serialised.is_file():
-            pipeline = Pipeline.deserialize(serialised.read_bytes(), **how)
+            pipeline = self.deserialize(serialised.read_bytes(), **how)
         elif script.is_file():
             pipeline = _definition(script)(**how)
         else:

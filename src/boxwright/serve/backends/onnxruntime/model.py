@@ -32,6 +32,8 @@ class TritonPythonModel:
         file = Path(args["model_repository"], args["model_version"], name)
         if not file.is_file():
             raise pb_utils.TritonModelException(f"{file}: there is no such file")
+        if args["model_instance_kind"] == "GPU" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA's and cuDNN's libraries that pip installed
         try:
             self.session = ort.InferenceSession(
                 str(file), _settings(self.config), providers=_providers(self.config, args)
