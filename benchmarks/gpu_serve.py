@@ -100,8 +100,9 @@ def main() -> None:
                 with load(address) as detector:
                     raw = detector.target.outputs == "raw"
                 # the client of a raw model chooses the thresholds
-                with load(address, iou_threshold=options.iou_threshold if raw else None) as found_by:
-                    facts: dict[str, Any] = _compared(found_by, local, paths[:32])
+                threshold = options.iou_threshold if raw else None
+                with load(address, iou_threshold=threshold) as detector:
+                    facts: dict[str, Any] = _compared(detector, local, paths[:32])
                 facts |= measure_served(address, settings).as_dict()
             except BoxwrightError as error:
                 facts = {"failed": str(error)}
