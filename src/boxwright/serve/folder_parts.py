@@ -156,7 +156,8 @@ class Parts:
         profile = file.profile_batch
         if profile is None:
             return self.batch
-        if self.options.max_batches and self.batch > profile[2]:
+        pictures = file.target.input == "image"  # of which few fit: docs/repositories.md
+        if self.options.max_batches and self.batch > profile[2] and not pictures:
             raise RequestError(
                 f"--max-batch {self.batch}",
                 f"{file.path.name} takes up to {profile[2]} pictures",
