@@ -99,3 +99,40 @@ def test_a_stray_pair_at_the_nms_threshold_is_a_tie():
     matches = match_detections(found(A, weak), found(A, EDGE), RULES, lambda: found(A, EDGE, weak))
     assert (matches.ties, matches.missing, matches.extra) == (1, 0, 0)
     assert matches.min_iou == 1.0 and matches.max_score_gap == 0.0
+
+
+# Three of a row, each over the next: FIRST suppresses SECOND by a hair, which would suppress THIRD.
+FIRST = (0, 0, 100, 100, 0.9, 0)
+SECOND = (17.3, 0, 117.3, 100, 0.85, 0)  # IoU 0.705 with FIRST
+THIRD = (31.6, 0, 131.6, 100, 0.8, 0)  # IoU 0.75 with SECOND, 0.52 with FIRST
+MOVED = (17.7, 0, 117.7, 100, 0.849, 0)  # SECOND as the file has it: IoU 0.699 with FIRST
+
+
+def test_what_follows_from_a_box_at_the_nms_threshold_is_a_tie():
+    every = found(FIRST, SECOND, THIRD)
+    chain = match_detections(found(FIRST, THIRD), found(FIRST, MOVED), RULES, lambda: every)
+    assert (chain.ties, chain.missing, chain.extra) == (1, 0, 0)
+    assert chain.min_iou == 1.0 and chain.max_score_gap == 0.0 and chain.counted == 1
+
+
+@pytest.mark.parametrize(
+    ("candidate", "every"),
+    [
+        (found(FIRST), found(FIRST, SECOND, THIRD)),
+        (found(FIRST, (*MOVED[:4], 0.7, 0)), found(FIRST, SECOND, THIRD)),
+        (found(FIRST, MOVED), found(FIRST, THIRD)),
+        (found(FIRST, MOVED), found(FIRST, SECOND, THIRD, B)),
+        (found(FIRST, SECOND, THIRD), found(FIRST, SECOND, THIRD)),
+    ],
+    ids=[
+        "nothing suppresses the third",
+        "another score",
+        "never proposed",
+        "another object is lost",
+        "two that suppress each other",
+    ],
+)
+def test_what_no_nms_could_leave_is_no_tie(candidate, every):
+    reference = found(FIRST, THIRD, *([B] if len(every) == 4 else []))
+    matches = match_detections(reference, candidate, RULES, lambda: every)
+    assert matches.missing or matches.extra or matches.max_score_gap > RULES.score

@@ -125,8 +125,15 @@ def match_detections(
         lost = _at_nms_edge(reference.select(missing), candidate, rules)
         spare = candidate.select(extra)
         won = _proposed(known, spare, rules) & _at_nms_edge(spare, reference, rules)
+        won &= _alone(spare, candidate, rules)
         ties = int(tied.sum() + lost.sum() + won.sum())
         missing, extra = missing[~lost], extra[~won]
+        left = int((unlike & ~tied).sum()) + len(missing) + len(extra)
+        if left and _is_result_of_nms(known, candidate, rules):
+            fits = ~unlike[~tied]
+            ious, gaps, plain = ious[fits], gaps[fits], plain[fits]
+            ties += left
+            missing, extra = missing[:0], extra[:0]
     return Matches(
         pairs=len(paired),
         missing=len(missing),
@@ -159,6 +166,37 @@ def _proposed(known: Detections, found: Detections, rules: MatchRules) -> npt.ND
     same &= known.class_ids[:, None] == found.class_ids[None, :]
     same &= np.abs(known.scores[:, None] - found.scores[None, :]) <= rules.score
     return np.asarray(same.any(axis=0))
+
+
+def _is_result_of_nms(known: Detections, found: Detections, rules: MatchRules) -> bool:
+    """Whether NMS of these proposals can end in these detections, within the rules.
+
+    One proposal at the very threshold decides over a chain of others: what it suppresses, that
+    would have suppressed. So the whole is judged: each detection is a proposal, no two of them
+    overlap too much, and each proposal that is not there is suppressed by one that is.
+    """
+    if rules.nms_iou is None or rules.cut:
+        return False
+    overlap = _overlaps(known, found)
+    overlap[known.class_ids[:, None] != found.class_ids[None, :]] = 0.0
+    higher = found.scores[None, :] >= known.scores[:, None] - rules.score
+    suppressed = np.asarray(((overlap >= rules.nms_iou - _IOU_EDGE) & higher).any(axis=1))
+    certain = known.scores >= rules.certain + rules.score
+    return bool(
+        _proposed(known, found, rules).all()
+        and _alone(found, found, rules).all()
+        and suppressed[certain].all()
+    )
+
+
+def _alone(single: Detections, kept: Detections, rules: MatchRules) -> npt.NDArray[np.bool_]:
+    """Whether each detection, itself kept, overlaps no other kept one that NMS would suppress."""
+    if rules.nms_iou is None:
+        return np.ones(len(single), bool)
+    overlap = _overlaps(single, kept)
+    overlap[single.class_ids[:, None] != kept.class_ids[None, :]] = 0.0
+    over: npt.NDArray[np.bool_] = np.greater(overlap, rules.nms_iou + _IOU_EDGE)
+    return np.asarray(over.sum(axis=1) <= 1)
 
 
 def _at_nms_edge(single: Detections, kept: Detections, rules: MatchRules) -> npt.NDArray[np.bool_]:
