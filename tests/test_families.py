@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_official import CASES as OFFICIAL
+from official_graphs import CASES as OFFICIAL
 from tiny_models import nms_free_onnx, ultralytics_onnx, yolov5_onnx, yolox_onnx
 
 import boxwright

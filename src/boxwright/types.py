@@ -175,7 +175,8 @@ class HeadLayout:
 
 
 JoinKind: TypeAlias = Literal[
-    "point_levels", "anchor_levels", "boxes_scores", "detections", "labels_boxes_scores", "queries",
+    "point_levels", "pixel_levels", "exp_levels", "anchor_levels", "boxes_scores", "detections",
+    "labels_boxes_scores", "counted", "stacked", "indexed", "queries",
     "query_rows",
 ]  # fmt: skip
 
@@ -188,11 +189,19 @@ class HeadJoin:
 
     - `point_levels`: a map (B, classes + distances, h, w) per level, class logits first; four
       distances in strides, or `bins` logits for each. Becomes (B, A, 4 + classes), xyxy.
+    - `pixel_levels`: for each level a map of class logits (B, classes, h, w), then for each level
+      one of distances in pixels (B, 4, h, w). Becomes the same.
+    - `exp_levels`: a map (B, classes + 5, h, w) per level: class logits, undecoded boxes,
+      objectness logits. Becomes (B, A, 5 + classes), boxes still undecoded (`grid_exp`).
     - `anchor_levels`: a map per level, before the sigmoid, (B, anchors, h, w, 5 + classes) or
       (B, anchors * (5 + classes), h, w). Becomes (B, A, 5 + classes), cxcywh.
     - `boxes_scores`: boxes (B, A, 4), scores (B, classes, A). Becomes (B, A, 4 + classes).
     - `detections`: boxes and scores (B, K, 5), labels (B, K). Becomes (B, K, 6), as the next ones.
     - `labels_boxes_scores`: labels (B, K), boxes (B, K, 4), scores (B, K).
+    - `counted`: number of detections (B, 1), boxes (B, K, 4), scores (B, K), labels (B, K).
+    - `stacked`: rows of all pictures, one after the other, (M, 6) of class, score, xyxy; and the
+      number of each picture's, (B,).
+    - `indexed`: rows of all pictures, (M, 7) of picture, xyxy, class, score.
     - `queries`: boxes (B, Q, 4), class logits (B, Q, classes and maybe a background): the best Q
       of all queries and classes.
     - `query_rows`: one (B, Q, 4 + classes), scores after the sigmoid: the best class of each query.

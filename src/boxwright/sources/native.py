@@ -27,7 +27,7 @@ from boxwright.sources.torch_export import (
 )
 from boxwright.types import HeadLayout, ModelSpec, Preprocess
 
-__all__ = ["SOURCE", "claims", "native_network"]
+__all__ = ["SOURCE", "claims", "native_network", "openmmlab_preprocess"]
 
 _OUTPUT = "output"
 _KINDS = ("yolov5", "yolov6", "yolov7", "yolov8", "yolox", "ppyoloe", "rtmdet")

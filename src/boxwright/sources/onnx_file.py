@@ -20,20 +20,27 @@ from boxwright.graph.join import joined
 from boxwright.graph.shapes import dimensions, free_batch, real_inputs, set_batch, static_dimension
 from boxwright.graph.simplify import simplified
 from boxwright.sources import RawModel, Source, SourceRequest
+from boxwright.sources.native import openmmlab_preprocess
+from boxwright.sources.openmmlab_config import config_from_file, network_config
 from boxwright.sources.sidecars import read_sidecars
-from boxwright.types import DEFAULT_OPSET, ModelSpec
+from boxwright.types import DEFAULT_OPSET, ModelSpec, Preprocess
 
 __all__ = ["SOURCE", "joined_bytes"]
 
 _END2END = {"num_dets", "det_boxes", "num_detections"}
+_PLUGINS = frozenset(
+    {"EfficientNMS_TRT", "BatchedNMS_TRT", "BatchedNMSDynamic_TRT", "TRTBatchedNMS"}
+)
 
 
 def _inputs(request: SourceRequest) -> tuple[Path, ...]:
-    return (request.path, *read_sidecars(request.path).files)
+    config = (request.config,) if request.config is not None else ()
+    return (request.path, *config, *read_sidecars(request.path).files)
 
 
 def _versions() -> dict[str, str]:
-    return {n: version(n) for n in ("onnx", "onnxruntime", "onnxslim")}
+    own = {n: version(n) for n in ("onnx", "onnxruntime", "onnxslim")}
+    return {**own, **catalog.family_packages()}
 
 
 def _check(request: SourceRequest) -> None:
@@ -41,17 +48,28 @@ def _check(request: SourceRequest) -> None:
         raise RequestError(
             "--trust-checkpoint", "an ONNX file holds no code to trust", "drop the option"
         )
+    if request.config is not None and not request.config.is_file():
+        raise SourceError(str(request.config), "there is no such file", "check --config")
 
 
 def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
     """Recognise the graph and name its classes."""
     stamp = read_stamp(model, str(request.path))
     outputs = {o.name for o in model.graph.output}
-    if outputs & _END2END or (stamp and stamp.target and stamp.target.outputs == "end2end"):
+    ours = bool(stamp and stamp.target and stamp.target.outputs == "end2end")
+    if ours or (outputs & _END2END and request.family is None):
         raise SourceError(
             str(request.path),
             f"it holds NMS already (outputs {', '.join(sorted(outputs))})",
-            "give the raw export",
+            "give the raw export"
+            + ("" if ours else ", or say with --family whose detections they are"),
+        )
+    plugins = sorted(_PLUGINS & {n.op_type for n in model.graph.node})
+    if plugins:
+        raise SourceError(
+            str(request.path),
+            f"it holds the plugin {plugins[0]}, which TensorRT alone runs and nothing proves",
+            "give the raw export; --outputs end2end --nms efficient_nms adds the plugin again",
         )
     if stamp and stamp.target and stamp.target.input == "image":
         raise SourceError(
@@ -75,6 +93,10 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
             "drop the option, or export the checkpoint itself",
         )
     if stamp is not None and request.family is None:
+        if request.config is not None:
+            raise RequestError(
+                f"--config {request.config}", f"{request.path} says itself what it is", "drop it"
+            )
         return _renamed(stamp.spec, request)
     family, match = catalog.recognise(signature, request.family, str(request.path))
     fixed = {name for name, _ in match.join.fixed_inputs} if match.join else set()
@@ -94,19 +116,26 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
         raise SourceError(
             str(request.path), "the file does not name its classes", "give them with --labels"
         )
+    score = 0.0 if match.task == "classify" else family.score_threshold
     return ModelSpec(
         name=request.name,
         family=family.name,
-        task="detect",
+        task=match.task,
         class_names=names,
         input_size=(height, width),
-        preprocess=family.preprocess,
+        preprocess=_preprocess(request, match.preprocess or family.preprocess),
         layout=match.layout,
-        score_threshold=(
-            family.score_threshold if sidecars.score_threshold is None else sidecars.score_threshold
-        ),
+        score_threshold=(score if sidecars.score_threshold is None else sidecars.score_threshold),
         iou_threshold=family.iou_threshold,
     )
+
+
+def _preprocess(request: SourceRequest, usual: Preprocess) -> Preprocess:
+    """Return how pictures are fed: by the OpenMMLab configuration that was given, or as usual."""
+    if request.config is None:
+        return usual
+    settings = config_from_file(request.config)
+    return openmmlab_preprocess(settings, network_config(settings, str(request.config)))
 
 
 def _picture_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
