@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 __all__ = ["CASES", "CLASSES", "FLOAT", "QUERIES", "SIZE", "STRIDES", "WORDS", "final", "levels"]
 
-SIZE, CLASSES, QUERIES = 64, 5, 17
+SIZE, CLASSES, QUERIES = 64, 5, 50
 STRIDES = (8, 16, 32)
 CELLS = sum((SIZE // s) ** 2 for s in STRIDES)
 WORDS = [f"name{i}" for i in range(CLASSES)]
@@ -17,10 +17,12 @@ WORDS = [f"name{i}" for i in range(CLASSES)]
 class Graph:
     """Collects nodes; a seeded convolution is the network."""
 
-    def __init__(self, inputs=("images",)):
+    def __init__(self, inputs=("images",), pixel_range=1.0):
         self.rng = np.random.default_rng(1)
+        self.pixel_range = pixel_range
         self.nodes, self.weights = [], []
         self.inputs = inputs
+        self._body = ""
 
     def op(self, kind, *inputs, **attributes):
         name = f"t{len(self.nodes)}"
@@ -35,18 +37,37 @@ class Graph:
     def ints(self, *numbers):
         return self.value(np.array(numbers, np.int64))
 
+    def body(self):
+        """Features (B, 6, h, w) that every level shares: what FP16 and INT8 change."""
+        if not self._body:
+            weight = self.rng.normal(0, 0.2, (6, 3, 3, 3)).astype(np.float32)
+            weight /= np.float32(self.pixel_range)
+            sides = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+            self._body = self.op("Conv", self.inputs[0], self.value(weight), **sides)
+            self._body = self.op("Relu", self._body)
+        return self._body
+
     def level(self, channels, stride, gain=0.2):
         """A map (B, channels, h, w) that depends on the picture."""
-        weight = self.rng.normal(0, gain, (channels, 3, stride, stride)).astype(np.float32)
+        weight = self.rng.normal(0, gain, (channels, 6, stride, stride)).astype(np.float32)
         bias = self.value(self.rng.normal(0, 1, channels).astype(np.float32))
         sides = {"kernel_shape": [stride, stride], "strides": [stride, stride]}
-        return self.op("Conv", self.inputs[0], self.value(weight / stride), bias, **sides)
+        return self.op("Conv", self.body(), self.value(weight / stride), bias, **sides)
 
-    def rows(self, channels, count, stride=8):
+    def rows(self, channels, count, stride=8, gain=0.2):
         """(B, count, channels), with as many cells of a map as are needed."""
-        flat = self.op("Reshape", self.level(channels, stride), self.ints(0, channels, -1))
+        level = self.level(channels, stride, gain)
+        flat = self.op("Reshape", level, self.ints(0, channels, -1))
         cut = self.op("Slice", flat, self.ints(0), self.ints(count), self.ints(2))
         return self.op("Transpose", cut, perm=[0, 2, 1])
+
+    def scores(self, count=None):
+        """Class scores (B, count, classes), or of all cells: some near 0, some near 1."""
+        if count is None:
+            logits = _rows_of_levels(self, CLASSES, gain=2.0)
+        else:
+            logits = self.rows(CLASSES, count, gain=2.0)
+        return self.op("Sigmoid", self.op("Sub", logits, self.value(np.float32(3))))
 
     def model(self, outputs, extra=(), metadata=None):
         """Finish: `outputs` maps a public name to (tensor, element type, shape)."""
@@ -77,8 +98,8 @@ class Graph:
 FLOAT = TensorProto.FLOAT
 
 
-def levels(channels, anchored=False):
-    g = Graph()
+def levels(channels, anchored=False, pixel_range=1.0):
+    g = Graph(pixel_range=pixel_range)
     outputs = {}
     for index, stride in enumerate(STRIDES):
         side = SIZE // stride
@@ -129,7 +150,7 @@ def rtdetr():
     size = g.op("Cast", "orig_target_sizes", to=FLOAT)
     size = g.op("Unsqueeze", g.op("Concat", size, size, axis=1), g.ints(1))
     box = g.op("Mul", g.op("Sigmoid", g.rows(4, QUERIES)), size)
-    flat = g.op("Sigmoid", g.rows(CLASSES, QUERIES))
+    flat = g.scores(QUERIES)
     scores = g.op("ReduceMax", flat, axes=[2], keepdims=0)
     labels = g.op("ArgMax", flat, axis=2, keepdims=0)
     return g.model(
@@ -155,12 +176,13 @@ def rfdetr(slots=CLASSES + 1):
 
 def rtmdet_deployed():
     g = Graph(("input",))
-    rows = g.op("Sigmoid", g.rows(5, QUERIES))
-    scale = g.value(np.array([60, 60, 60, 60, 1], np.float32))
-    labels = g.op("ArgMax", g.rows(CLASSES, QUERIES), axis=2, keepdims=0)
+    box = g.op("Mul", g.op("Sigmoid", g.rows(4, QUERIES)), g.value(np.float32(60)))
+    flat = g.scores(QUERIES)
+    rows = g.op("Concat", box, g.op("ReduceMax", flat, axes=[2], keepdims=1), axis=2)
+    labels = g.op("ArgMax", flat, axis=2, keepdims=0)
     return g.model(
         {
-            "dets": (g.op("Mul", rows, scale), FLOAT, [QUERIES, 5]),
+            "dets": (rows, FLOAT, [QUERIES, 5]),
             "labels": (labels, TensorProto.INT64, [QUERIES]),
         }
     )
@@ -168,7 +190,10 @@ def rtmdet_deployed():
 
 def ultralytics_rtdetr(channels):
     g = Graph()
-    rows = g.op("Sigmoid", g.rows(channels, QUERIES))
+    box = g.op("Sigmoid", g.rows(4, QUERIES))
+    rows = g.op("Concat", box, g.scores(QUERIES), axis=2)
+    if channels == 6:
+        rows = g.op("Slice", rows, g.ints(0), g.ints(6), g.ints(2))
     metadata = {"description": "Ultralytics RT-DETR-l model", "task": "detect"}
     return g.model({"output0": (rows, FLOAT, [QUERIES, channels])}, metadata=metadata)
 
@@ -190,7 +215,7 @@ def counted(names=("boxes", "scores", "labels"), kind=TensorProto.INT32):
     """Detections with their number, as easydeploy writes them: behind it zeros, and -1 as label."""
     g = Graph()
     box = g.op("Mul", g.op("Sigmoid", g.rows(4, QUERIES)), g.value(np.float32(SIZE)))
-    flat = g.op("Sigmoid", g.rows(CLASSES, QUERIES))
+    flat = g.scores(QUERIES)
     scores = g.op("ReduceMax", flat, axes=[2], keepdims=0)
     labels = g.op("ArgMax", flat, axis=2, keepdims=0)
     best, order = f"best{len(g.nodes)}", f"order{len(g.nodes)}"
@@ -217,7 +242,7 @@ def yolov7_rows():
     """YOLOv7 with `--end2end --max-wh`: picture, xyxy, class, score of every detection."""
     g = Graph()
     box = g.op("Mul", g.op("Sigmoid", g.rows(4, QUERIES)), g.value(np.float32(SIZE)))
-    flat = g.op("Sigmoid", g.rows(CLASSES, QUERIES))
+    flat = g.scores(QUERIES)
     scores = g.op("ReduceMax", flat, axes=[2], keepdims=1)
     labels = g.op("Cast", g.op("ArgMax", flat, axis=2, keepdims=1), to=FLOAT)
     some = g.op("Greater", scores, g.value(np.float32(0.8)))
@@ -241,7 +266,7 @@ def ppyoloe_nms():
     ratio = g.op("Unsqueeze", g.op("Concat", *["scale_factor"] * 2, axis=1), g.ints(1))
     box = g.op("Mul", g.op("Sigmoid", g.rows(4, QUERIES)), g.value(np.float32(SIZE)))
     box = g.op("Div", box, ratio)
-    flat = g.op("Sigmoid", g.rows(CLASSES, QUERIES))
+    flat = g.scores(QUERIES)
     scores = g.op("ReduceMax", flat, axes=[2], keepdims=1)
     labels = g.op("Cast", g.op("ArgMax", flat, axis=2, keepdims=1), to=FLOAT)
     some = g.op("Greater", scores, g.value(np.float32(0.8)))
@@ -252,6 +277,78 @@ def ppyoloe_nms():
     model = g.model({"rows": (rows, FLOAT, [6]), "counts": (count, TensorProto.INT32, [])}, [given])
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "rows"
     return model
+
+
+POINTS, COEFFICIENTS = 5, 4
+
+
+def ultralytics_task(task, nms_free=False):
+    """Ultralytics' export of a task, with its metadata."""
+    g = Graph()
+    metadata = {"task": task, "stride": "32", "names": repr(dict(enumerate(WORDS)))}
+    if task == "classify":
+        logits = g.op("ReduceMean", g.level(CLASSES, 8, gain=2.0), axes=[2, 3], keepdims=0)
+        scores = g.op("Softmax", logits, axis=1)
+        return g.model({"output0": (scores, FLOAT, [CLASSES])}, metadata=metadata)
+    box = _rows_of_levels(g, 4)
+    middle = g.op("Slice", g.op("Sigmoid", box), g.ints(0), g.ints(2), g.ints(2))
+    middle = g.op("Mul", middle, g.value(np.float32(SIZE)))
+    extent = g.op("Slice", g.op("Sigmoid", box), g.ints(2), g.ints(4), g.ints(2))
+    extent = g.op("Mul", extent, g.value(np.float32(SIZE / 2)))
+    scores, extras, outputs = g.scores(), [], {}
+    if task == "obb":
+        angle = g.op("Sub", g.op("Sigmoid", _rows_of_levels(g, 1)), g.value(np.float32(0.25)))
+        extras.append(g.op("Mul", angle, g.value(np.float32(np.pi))))
+    elif task == "pose":
+        metadata["kpt_shape"] = repr([POINTS, 3])
+        for _ in range(POINTS):
+            place = g.op("Sigmoid", _rows_of_levels(g, 2))
+            extras.append(g.op("Mul", place, g.value(np.float32(SIZE))))
+            extras.append(g.op("Sigmoid", _rows_of_levels(g, 1)))
+    elif task == "segment":
+        extras.append(_rows_of_levels(g, COEFFICIENTS))
+        planes = g.op("Resize", g.level(COEFFICIENTS, 8), "", g.value(np.float32([1, 1, 2, 2])))
+        outputs["output1"] = (planes, FLOAT, [COEFFICIENTS, SIZE // 4, SIZE // 4])
+    if nms_free:
+        metadata["end2end"] = "True"
+        if task != "obb":  # OBB keeps centre and size
+            half = g.op("Mul", extent, g.value(np.float32(0.5)))
+            middle, extent = g.op("Sub", middle, half), g.op("Add", middle, half)
+        best = g.op("ReduceMax", scores, axes=[2], keepdims=1)
+        label = g.op("Cast", g.op("ArgMax", scores, axis=2, keepdims=1), to=FLOAT)
+        rows = g.op("Concat", middle, extent, best, label, *extras, axis=2)
+        rows = _best_first(g, rows, best)
+        width = 6 + _width(task)
+        outputs = {"output0": (rows, FLOAT, [QUERIES, width]), **outputs}
+    else:
+        rows = g.op("Concat", middle, extent, scores, *extras, axis=2)
+        rows = g.op("Transpose", rows, perm=[0, 2, 1])
+        outputs = {"output0": (rows, FLOAT, [4 + CLASSES + _width(task), CELLS]), **outputs}
+    return g.model(outputs, metadata=metadata)
+
+
+def _width(task):
+    return {"detect": 0, "obb": 1, "pose": 3 * POINTS, "segment": COEFFICIENTS}[task]
+
+
+def _rows_of_levels(g, channels, gain=0.2):
+    """(B, A, channels) of the three levels."""
+    flat = [
+        g.op("Reshape", g.level(channels, stride, gain), g.ints(0, channels, -1))
+        for stride in STRIDES
+    ]
+    return g.op("Transpose", g.op("Concat", *flat, axis=2), perm=[0, 2, 1])
+
+
+def _best_first(g, rows, best):
+    """The best QUERIES of the rows (B, A, width), best first."""
+    score, order = f"score{len(g.nodes)}", f"order{len(g.nodes)}"
+    width = g.value(np.array([QUERIES], np.int64))
+    flat = g.op("Reshape", best, g.ints(0, -1))
+    g.nodes.append(helper.make_node("TopK", [flat, width], [score, order], axis=1))
+    wide = g.op("Shape", g.op("Slice", rows, g.ints(0), g.ints(QUERIES), g.ints(1)))
+    index = g.op("Expand", g.op("Unsqueeze", order, g.ints(2)), wide)
+    return g.op("GatherElements", rows, index, axis=1)
 
 
 def sigmoid(x):
@@ -419,7 +516,12 @@ CASES = {
         "ultralytics",
         point_reference(0.5, 16),
     ),
-    "yolox levels": (lambda: levels(CLASSES + 5), "yolox", "yolox", read_yolox_levels),
+    "yolox levels": (
+        lambda: levels(CLASSES + 5, pixel_range=255.0),
+        "yolox",
+        "yolox",
+        read_yolox_levels,
+    ),
     "easydeploy": (counted, "rtmdet", "rtmdet", read_counted()),
     "yolov6 counted": (
         lambda: counted(DETECTED, TensorProto.INT64),

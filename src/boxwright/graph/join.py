@@ -19,6 +19,7 @@ from boxwright.types import HeadJoin
 __all__ = ["JOINED", "joined"]
 
 JOINED = "output"
+FINISHED_ROWS = 1000  # of an export with NMS inside whose number of detections is free
 
 
 def joined(model: onnx.ModelProto, join: HeadJoin, what: str) -> onnx.ModelProto:
@@ -39,22 +40,35 @@ def joined(model: onnx.ModelProto, join: HeadJoin, what: str) -> onnx.ModelProto
     _freeze_inputs(b, join, pictures.name)
     kinds = {o.name: o for o in result.graph.output}
     values = [kinds[name] for name in join.outputs]
+    # Later steps name their outputs like some exports do.
+    for old in {JOINED, *join.outputs}:
+        _rename(result.graph, old, f"joined/{old}")
     size = (static_dimension(pictures, 2) or 0, static_dimension(pictures, 3) or 0)
     head, rows, width = _head(b, join, values, size, what, pictures.name)
-    name = JOINED if JOINED not in _tensor_names(result.graph) else f"joined/{JOINED}"
-    b.name_output(head, name)
+    if isinstance(rows, str):
+        head, rows = _fixed_rows(b, head), FINISHED_ROWS
+    b.name_output(head, JOINED)
     batch = dimensions(pictures)[0]
     del result.graph.output[:]
     result.graph.output.append(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, rows, width])
+        helper.make_tensor_value_info(JOINED, TensorProto.FLOAT, [batch, rows, width])
     )
     _sort_nodes(result.graph)
     return result
 
 
-def _tensor_names(graph: onnx.GraphProto) -> set[str]:
-    names = {name for node in graph.node for name in node.output}
-    return names | {v.name for v in graph.input}
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Rename a tensor wherever it is made or read."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+        for inner in _subgraphs(node):
+            _rename(inner, old, new)
+    for value in (*graph.initializer, *graph.value_info, *graph.output):
+        if value.name == old:
+            value.name = new
 
 
 def _freeze_inputs(b: GraphBuilder, join: HeadJoin, pictures: str) -> None:
@@ -142,6 +156,16 @@ def _head(
     if join.kind == "indexed":
         return _indexed(b, values[0].name, pictures), "dets", 6
     return _queries(b, join, values, what)
+
+
+def _fixed_rows(b: GraphBuilder, rows: str) -> str:
+    """Return the best of rows (B, any number, 6), filled up with zeros to one shape."""
+    count = b.op("Gather", b.op("Shape", rows), b.constant(0, np.int64), axis=0)
+    shape = b.op("Concat", b.unsqueeze(count, 0), b.ints(FINISHED_ROWS, 6), axis=0)
+    nothing = b.op("Expand", b.constant(0, np.float32), shape)
+    filled = b.op("Concat", rows, nothing, axis=1)
+    scores = b.op("Reshape", b.slice(filled, 2, 4, 5), b.ints(0, -1))
+    return b.gather_rows(filled, b.topk(scores, FINISHED_ROWS, axis=1)[1], 6)
 
 
 def _counted(b: GraphBuilder, values: list[onnx.ValueInfoProto]) -> str:
