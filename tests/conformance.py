@@ -129,7 +129,7 @@ EVIDENCE: dict[str, tuple[str, str]] = {
     "rtmdet deployed": ("real", "nano (person)"),
     "rtmdet split": ("golden", "MMDetection's maps"),
     "yolov6": ("golden", "N, M"),
-    "yolov7 raw": ("golden", "yolov7, MMYOLO's L"),
+    "yolov7 raw": ("golden", "yolov7; maps of MMYOLO's L and tiny"),
     "yolov7-tiny raw": ("golden", "yolov7-tiny"),
     "rtmdet levels": ("golden", "MMYOLO"),
     "yolov6 levels": ("golden", "MMYOLO's maps"),

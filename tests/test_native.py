@@ -224,7 +224,7 @@ def test_an_unknown_head_is_named():
 def test_the_test_pipeline_decides_the_preprocessing(steps, resize, interpolation):
     start = CONFIG[: CONFIG.index("test_pipeline")]
     settings = config_from_text(f"{start}\ntest_pipeline = {steps}\n", "x.py")
-    rules = openmmlab_preprocess(settings, network_config(settings, "x.py"))
+    rules = openmmlab_preprocess(settings, network_config(settings, "x.py"), (64, 64))
     assert (rules.resize, rules.interpolation) == (resize, interpolation)
     assert rules.color == "rgb" and rules.std == (255.0, 255.0, 255.0)
 

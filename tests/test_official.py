@@ -16,7 +16,9 @@ from official_graphs import (
     CLASSES,
     FLOAT,
     SIZE,
+    STRIDES,
     WORDS,
+    anchor_reference,
     centre_to_corners,
     counted,
     final,
@@ -28,7 +30,7 @@ from onnx import helper, numpy_helper
 
 from boxwright import boxes, catalog
 from boxwright.backends import BackendOptions
-from boxwright.errors import SourceError, UnknownFamilyError
+from boxwright.errors import RequestError, SourceError, UnknownFamilyError
 from boxwright.graph.io import bytes_from_model
 from boxwright.graph.join import joined
 from boxwright.loading import load
@@ -241,3 +243,111 @@ def test_what_an_export_with_nms_said_is_read_so(file, tmp_path):
     assert np.abs(seen.xyxy - np.clip(wanted[:, :4], 0, limit)).max() <= 1e-3
     assert np.abs(seen.scores - wanted[:, 4]).max() <= 1e-6
     assert (seen.class_ids == wanted[:, 5]).all()
+
+
+def constant_graph(outputs, size):
+    """A graph that says these arrays whatever it sees."""
+    nodes = [helper.make_node("Identity", [f"stored_{n}"], [n]) for n in outputs]
+    values = [helper.make_tensor_value_info(n, FLOAT, list(v.shape)) for n, v in outputs.items()]
+    weights = [numpy_helper.from_array(v, f"stored_{n}") for n, v in outputs.items()]
+    inputs = [helper.make_tensor_value_info("images", FLOAT, [1, 3, *size])]
+    graph = helper.make_graph(nodes, "golden", inputs, values, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=7)
+
+
+def raw_levels(stored, project):
+    """Return the maps in the order in which the project's raw export has them."""
+    kinds = ("cls_score", "bbox_dist_logits", "bbox_pred", "objectness")
+    found = {}
+    for kind in kinds:
+        names = sorted(n for n in stored if n.startswith(f"b_raw_{kind}_"))
+        if names and not (kind == "bbox_pred" and "bbox_dist_logits" in found):
+            found[kind] = [stored[n] for n in names]
+    if "yolov6" in project and "bbox_dist_logits" in found:  # its export has the expectation
+        found["bbox_dist_logits"] = [
+            stored[n] for n in sorted(n for n in stored if n.startswith("b_raw_bbox_pred_"))
+        ]
+    if project.startswith("mmdet"):
+        return {f"{k}{i}": v for k, levels in found.items() for i, v in enumerate(levels)}
+    maps = {}
+    for index in range(len(found["cls_score"])):
+        parts = [levels[index] for levels in found.values()]
+        if "yolov5" in project or "yolov7" in project:
+            label, box, objectness = (
+                v.reshape(3, -1, *v.shape[2:]) for v in (parts[0], parts[1], parts[2])
+            )
+            joint = np.concatenate([box, objectness, label], axis=1)
+            maps[f"map{index}"] = joint.reshape(1, -1, *joint.shape[2:])
+        else:
+            maps[f"map{index}"] = np.concatenate(parts, axis=1)
+    return maps
+
+
+OPENMMLAB = [f for f in goldens("mm*/golden.npz") if "b_scores" in np.load(f).files]
+
+
+@pytest.mark.skipif(not OPENMMLAB, reason="NO GOLDENS of OpenMMLab's maps: set BOXWRIGHT_GOLDENS")
+@pytest.mark.parametrize("file", OPENMMLAB, ids=lambda f: f.parent.name)
+def test_maps_of_a_raw_export_are_decoded_as_the_project_does(file, tmp_path):
+    stored, project = dict(np.load(file)), file.parent.name
+    size = stored["b_input"].shape[2:]
+    model = constant_graph(raw_levels(stored, project), size)
+    path = tmp_path / "maps.onnx"
+    onnx.save(model, path)
+    # MMYOLO's YOLOv7-tiny has the anchors of its YOLOv7.
+    families = {"mmdet_rtmdet": "rtmdet-mmdet", "ppyoloe_plus": "ppyoloe+", "ppyoloe": "ppyoloe"}
+    plain = ("rtmdet", "yolov5", "yolov6", "yolov7", "yolov8", "yolox")
+    families |= {name: name for name in plain}
+    asked = next(family for name, family in families.items() if name in project)
+    classes = stored["b_scores"].shape[1]
+    names = tuple(f"class{i}" for i in range(classes))
+    request = SourceRequest(path, "maps", family=asked, labels=names, batch=1, simplify=False)
+    raw = catalog.source_of(path).export(request)
+    seen = infer(raw.model, {"images": np.zeros((1, 3, *size), np.float32)})["output"]
+    xyxy, scores = boxes.decode(seen, raw.spec.layout, raw.spec.input_size)
+    assert np.abs(xyxy[0] - flattened(stored["b_boxes_xyxy"], asked, size)).max() <= 0.05
+    assert np.abs(scores[0] - flattened(stored["b_scores"], asked, size)).max() <= 1e-4
+
+
+def flattened(rows, family, size):
+    """Bring MMYOLO's rows (cell, anchor) into the order (anchor, cell) of anchors."""
+    if family not in ("yolov5", "yolov7"):
+        return rows
+    parts, start = [], 0
+    for stride in STRIDES:
+        cells = (size[0] // stride) * (size[1] // stride)
+        level = rows[start : start + 3 * cells].reshape(cells, 3, -1)
+        parts.append(level.transpose(1, 0, 2).reshape(3 * cells, -1))
+        start += 3 * cells
+    return np.concatenate(parts)
+
+
+CONFIG = """
+model = dict(type='YOLODetector',
+    data_preprocessor=dict(mean=[0., 0., 0.], std=[255., 255., 255.], bgr_to_rgb=True),
+    backbone=dict(type='YOLOv5CSPDarknet', norm_cfg=dict(type='BN', eps=0.001)),
+    neck=dict(type='YOLOv5PAFPN', norm_cfg=dict(type='BN', eps=0.001)),
+    bbox_head=dict(type='YOLOv5Head',
+        head_module=dict(type='YOLOv5HeadModule', num_classes=5, featmap_strides=[8, 16, 32]),
+        prior_generator=dict(base_sizes=[[(4, 5), (6, 7), (8, 9)], [(11, 12), (13, 14), (15, 16)],
+            [(21, 22), (23, 24), (25, 26)]], strides=[8, 16, 32])))
+test_pipeline = [dict(type='YOLOv5KeepRatioResize', scale=(64, 64)),
+    dict(type='LetterResize', scale=(64, 64), allow_scale_up=False)]
+"""
+
+
+def test_a_configuration_gives_anchors_and_preprocessing_of_an_onnx_file(tmp_path, picture):
+    path, config = tmp_path / "maps.onnx", tmp_path / "own.py"
+    onnx.save(model := levels(5 + CLASSES, True), path)
+    config.write_text(CONFIG)
+    request = SourceRequest(path, "m", family="yolov5", labels=tuple(WORDS), config=config)
+    raw = catalog.source_of(path).export(request)
+    assert raw.spec.preprocess.interpolation == "area" and raw.spec.preprocess.rounding == "floor"
+    (head,) = infer(raw.model, {"images": picture}).values()
+    found = boxes.decode(head[:1], raw.spec.layout, raw.spec.input_size)
+    own = [[(4, 5), (6, 7), (8, 9)], [(11, 12), (13, 14), (15, 16)], [(21, 22), (23, 24), (25, 26)]]
+    check_rows((found[0][0], found[1][0]), anchor_reference(own)(own_outputs(model, picture)))
+    fewer = CONFIG.replace(", (8, 9)", "").replace(", (15, 16)", "").replace(", (25, 26)", "")
+    config.write_text(fewer)
+    with pytest.raises(RequestError, match="3 levels of 3"):
+        catalog.source_of(path).export(request)

@@ -51,7 +51,9 @@ Image: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), BGR unless said otherwise
 LONGEST_SIDE_PX = 32_768  # of a picture that a graph preprocesses
 DEFAULT_OPSET = 17  # every supported TensorRT and OpenVINO reads it
 
-Resize: TypeAlias = Literal["letterbox", "letterbox_top_left", "stretch", "crop"]
+Resize: TypeAlias = Literal[
+    "letterbox", "letterbox_twice", "letterbox_top_left", "stretch", "crop"
+]  # fmt: skip
 Color: TypeAlias = Literal["rgb", "bgr"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Deployment: TypeAlias = Literal["cpu", "openvino", "tensorrt"]
@@ -76,8 +78,10 @@ class Preprocess:
 
     Attributes:
         resize: `letterbox` keeps the aspect ratio and centres the picture, `letterbox_top_left`
-            keeps it and pads right and bottom, `stretch` ignores it, `crop` scales the shorter side
-            with antialiasing (Pillow's bilinear filter) and cuts the centre out.
+            keeps it and pads right and bottom, `letterbox_twice` resizes to the input's longer and
+            shorter side first, whichever way it lies, and then into it (MMYOLO), `stretch`
+            ignores it, `crop` scales the shorter side with antialiasing (Pillow's bilinear filter)
+            and cuts the centre out.
         rounding: How the resized side is made whole: `round` (Ultralytics) or `floor` (YOLOX).
         color: Channel order of the tensor.
         scale: Factor on the 0..255 pixel values, before mean and std.

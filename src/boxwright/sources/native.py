@@ -102,8 +102,10 @@ def _triple(value: Any) -> tuple[float, float, float] | None:
     return (float(value[0]), float(value[1]), float(value[2]))
 
 
-def openmmlab_preprocess(settings: Mapping[str, Any], config: OpenmmlabConfig) -> Preprocess:
-    """Return how the test pipeline of a configuration feeds pictures."""
+def openmmlab_preprocess(
+    settings: Mapping[str, Any], config: OpenmmlabConfig, input_size: tuple[int, int]
+) -> Preprocess:
+    """Return how the test pipeline of a configuration feeds an input of (height, width)."""
     model = settings.get("model")
     data = model.get("data_preprocessor") if isinstance(model, dict) else None
     data = data if isinstance(data, dict) else {}
@@ -115,8 +117,11 @@ def openmmlab_preprocess(settings: Mapping[str, Any], config: OpenmmlabConfig) -
     names = {str(s.get("type")).rsplit(".", 1)[-1]: s for s in pipeline_of(settings)}
     stretch = names.get("FixShapeResize") or names.get("Resize", {})
     if "LetterResize" in names or not names:
-        # YOLOv5KeepRatioResize floors the sides, and shrinks by area.
-        return dataclasses.replace(rules, rounding="floor", interpolation="area")
+        # YOLOv5KeepRatioResize floors the sides, and shrinks by area. LetterResize, which comes
+        # next, finds nothing to do where the input is a square.
+        rules = dataclasses.replace(rules, rounding="floor", interpolation="area")
+        square = input_size[0] == input_size[1]
+        return rules if square else dataclasses.replace(rules, resize="letterbox_twice")
     cubic = stretch.get("interpolation") == "bicubic"
     rules = dataclasses.replace(rules, interpolation="cubic" if cubic else "linear")
     if not stretch.get("keep_ratio", "FixShapeResize" not in names):
@@ -144,7 +149,7 @@ def _spec(file: NativeFile, request: SourceRequest) -> ModelSpec:
         )
     rules = family.preprocess
     if file.config is not None:
-        rules = openmmlab_preprocess(file.settings, file.config)
+        rules = openmmlab_preprocess(file.settings, file.config, size)
     return ModelSpec(
         name=request.name,
         family=family.name,

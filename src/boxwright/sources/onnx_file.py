@@ -13,7 +13,7 @@ from onnx import version_converter
 from boxwright import catalog
 from boxwright.backends import Backend, BackendOptions
 from boxwright.errors import BackendError, GraphError, RequestError, SourceError
-from boxwright.families import class_names_from_metadata
+from boxwright.families import Family, Match, class_names_from_metadata
 from boxwright.graph.builder import default_opset
 from boxwright.graph.io import bytes_from_model, model_from_file, read_stamp, signature_of
 from boxwright.graph.join import joined
@@ -23,7 +23,7 @@ from boxwright.sources import RawModel, Source, SourceRequest
 from boxwright.sources.native import openmmlab_preprocess
 from boxwright.sources.openmmlab_config import config_from_file, network_config
 from boxwright.sources.sidecars import read_sidecars
-from boxwright.types import DEFAULT_OPSET, ModelSpec, Preprocess
+from boxwright.types import DEFAULT_OPSET, GraphSignature, ModelSpec, Preprocess
 
 __all__ = ["SOURCE", "joined_bytes"]
 
@@ -98,7 +98,7 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
                 f"--config {request.config}", f"{request.path} says itself what it is", "drop it"
             )
         return _renamed(stamp.spec, request)
-    family, match = catalog.recognise(signature, request.family, str(request.path))
+    family, match = _recognised(signature, request)
     fixed = {name for name, _ in match.join.fixed_inputs} if match.join else set()
     if {i.name for i in inputs} - fixed != {picture.name}:
         shapes = ", ".join(f"{i.name} {list(dimensions(i))}" for i in inputs)
@@ -123,19 +123,41 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
         task=match.task,
         class_names=names,
         input_size=(height, width),
-        preprocess=_preprocess(request, match.preprocess or family.preprocess),
+        preprocess=_preprocess(request, match.preprocess or family.preprocess, (height, width)),
         layout=match.layout,
         score_threshold=(score if sidecars.score_threshold is None else sidecars.score_threshold),
         iou_threshold=family.iou_threshold,
     )
 
 
-def _preprocess(request: SourceRequest, usual: Preprocess) -> Preprocess:
+def _recognised(signature: GraphSignature, request: SourceRequest) -> tuple[Family, Match]:
+    """Recognise a graph; anchors are those of the OpenMMLab configuration that was given."""
+    family, match = catalog.recognise(signature, request.family, str(request.path))
+    join = match.join
+    if request.config is None or join is None or join.kind != "anchor_levels":
+        return family, match
+    config = network_config(config_from_file(request.config), str(request.config))
+    if [len(level) for level in config.anchors] != [len(level) for level in join.anchors]:
+        raise RequestError(
+            f"--config {request.config}",
+            f"its anchors are not those of {request.path}, which has {len(join.anchors)} levels "
+            f"of {len(join.anchors[0])}",
+            "give the configuration that the file was exported with",
+        )
+    return family, dataclasses.replace(
+        match, join=dataclasses.replace(join, anchors=config.anchors)
+    )
+
+
+def _preprocess(
+    request: SourceRequest, usual: Preprocess, input_size: tuple[int, int]
+) -> Preprocess:
     """Return how pictures are fed: by the OpenMMLab configuration that was given, or as usual."""
     if request.config is None:
         return usual
     settings = config_from_file(request.config)
-    return openmmlab_preprocess(settings, network_config(settings, str(request.config)))
+    config = network_config(settings, str(request.config))
+    return openmmlab_preprocess(settings, config, input_size)
 
 
 def _picture_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
@@ -148,8 +170,7 @@ def _single_head(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelPr
     """Return the graph with its project's outputs joined to one; most have one already."""
     if read_stamp(model, str(request.path)) is not None and request.family is None:
         return model
-    signature = signature_of(model)
-    _, match = catalog.recognise(signature, request.family, str(request.path))
+    _, match = _recognised(signature_of(model), request)
     return model if match.join is None else joined(model, match.join, str(request.path))
 
 
