@@ -245,6 +245,8 @@ class ModelSpec:
         layout: How the raw output is read.
         score_threshold: Default operating score threshold, 0..1.
         iou_threshold: Default NMS IoU threshold, 0..1.
+        class_colors: `#rrggbb` by class id, or an empty text where a class has none; drawings use
+            them. Empty when no class has one.
     """
 
     name: str
@@ -256,10 +258,14 @@ class ModelSpec:
     layout: HeadLayout
     score_threshold: float = 0.25
     iou_threshold: float = 0.7
+    class_colors: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return _fields(self)
+        """Return plain JSON types; colours only where there are some."""
+        fields = _fields(self)
+        if not self.class_colors:
+            del fields["class_colors"]
+        return fields
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
@@ -270,6 +276,7 @@ class ModelSpec:
         values["input_size"] = (int(height), int(width))
         values["preprocess"] = Preprocess.from_dict(values["preprocess"])
         values["layout"] = HeadLayout.from_dict(values["layout"])
+        values["class_colors"] = tuple(str(c) for c in values.get("class_colors", ()))
         return cls(**values)
 
 
@@ -728,6 +735,7 @@ class Detections:
             source picture, clipped to it, and the visibility 0..1.
         rotated: Of the task `obb`, (N, 5) float32: centre x, centre y, width, height in pixels of
             the source picture, not clipped, and the angle in radians, clockwise.
+        class_colors: `#rrggbb` by class id, as `ModelSpec` has them.
     """
 
     xyxy: FloatArray
@@ -739,6 +747,7 @@ class Detections:
     mask_crops: tuple[MaskCrop, ...] | None = None
     keypoints: FloatArray | None = None
     rotated: FloatArray | None = None
+    class_colors: tuple[str, ...] = ()
 
     @property
     def masks(self) -> npt.NDArray[np.bool_] | None:

@@ -162,6 +162,7 @@ def _spec(file: NativeFile, request: SourceRequest) -> ModelSpec:
             family.score_threshold if sidecars.score_threshold is None else sidecars.score_threshold
         ),
         iou_threshold=family.iou_threshold,
+        class_colors=() if request.labels or sidecars.labels else file.class_colors,
     )
 
 
