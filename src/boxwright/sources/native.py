@@ -27,7 +27,15 @@ from boxwright.sources.torch_export import (
 )
 from boxwright.types import HeadLayout, ModelSpec, Preprocess
 
-__all__ = ["SOURCE", "claims", "native_network", "openmmlab_preprocess"]
+__all__ = [
+    "SOURCE",
+    "claims",
+    "folded_network",
+    "kind_of",
+    "native_network",
+    "openmmlab_preprocess",
+    "spec_of",
+]
 
 _OUTPUT = "output"
 _KINDS = ("yolov5", "yolov6", "yolov7", "yolov8", "yolox", "ppyoloe", "rtmdet")
@@ -71,7 +79,7 @@ def _check(request: SourceRequest) -> None:
         raise SourceError(str(request.config), "there is no such file", "check --config")
 
 
-def _kind(file: NativeFile, request: SourceRequest) -> str:
+def kind_of(file: NativeFile, request: SourceRequest) -> str:
     """Return the kind of network: what the file says, or what was asked for."""
     if request.family is not None:
         asked = request.family.lower()
@@ -129,8 +137,14 @@ def openmmlab_preprocess(
     return dataclasses.replace(rules, resize="letterbox_top_left")
 
 
-def _spec(file: NativeFile, request: SourceRequest) -> ModelSpec:
-    kind = _kind(file, request)
+def spec_of(file: NativeFile, request: SourceRequest) -> ModelSpec:
+    """Return what the network of a checkpoint is.
+
+    Raises:
+        SourceError: The names are not those of its classes.
+        RequestError: The picture size does not fit its strides.
+    """
+    kind = kind_of(file, request)
     family = catalog.family(_FAMILIES.get(kind, kind))
     sidecars = read_sidecars(request.path)
     names = request.labels or sidecars.labels or file.class_names
@@ -219,7 +233,7 @@ def native_network(file: NativeFile, kind: str, what: str, *, fused: bool) -> An
     return module.eval()
 
 
-def _fused(file: NativeFile, spec: ModelSpec, kind: str, what: str) -> Any:
+def folded_network(file: NativeFile, spec: ModelSpec, kind: str, what: str) -> Any:
     """Return the folded network after comparing it with the plain one on random numbers.
 
     Raises:
@@ -251,13 +265,13 @@ def _fused(file: NativeFile, spec: ModelSpec, kind: str, what: str) -> Any:
 
 
 def _describe(request: SourceRequest) -> ModelSpec:
-    return _spec(read_native(request.path, request.config), request)
+    return spec_of(read_native(request.path, request.config), request)
 
 
 def _export(request: SourceRequest) -> RawModel:
     file = read_native(request.path, request.config)
-    spec = _spec(file, request)
-    module = _fused(file, spec, _kind(file, request), str(request.path))
+    spec = spec_of(file, request)
+    module = folded_network(file, spec, kind_of(file, request), str(request.path))
     return RawModel(onnx_from_module(module, spec.input_size, _OUTPUT, request), spec)
 
 
@@ -266,8 +280,8 @@ def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
     from boxwright.backends.pytorch import PyTorchBackend
 
     file = read_native(request.path, request.config)
-    spec = _spec(file, request)
-    module = native_network(file, _kind(file, request), str(request.path), fused=False)
+    spec = spec_of(file, request)
+    module = native_network(file, kind_of(file, request), str(request.path), fused=False)
     return PyTorchBackend(module, spec.input_size, _OUTPUT, options)
 
 
