@@ -351,3 +351,25 @@ def test_a_configuration_gives_anchors_and_preprocessing_of_an_onnx_file(tmp_pat
     config.write_text(fewer)
     with pytest.raises(RequestError, match="3 levels of 3"):
         catalog.source_of(path).export(request)
+
+
+ANCHORED = [f for f in goldens("*/golden.npz") if f.parent.name.startswith(("ultra", "wong"))]
+
+
+@pytest.mark.skipif(not ANCHORED, reason="NO GOLDENS of YOLOv5 and YOLOv7: set BOXWRIGHT_GOLDENS")
+@pytest.mark.parametrize("file", ANCHORED, ids=lambda f: f.parent.name)
+def test_raw_maps_of_yolov5_and_yolov7_are_decoded_as_they_do(file, tmp_path):
+    """Exports without `--grid`: (1, anchors, h, w, 5 + classes) before the sigmoid."""
+    stored, project = dict(np.load(file)), file.parent.name
+    size = stored["b_input"].shape[2:]
+    maps = {f"map{i}": v for i, v in enumerate(stored[n] for n in sorted(stored) if "b_raw" in n)}
+    path = tmp_path / "maps.onnx"
+    onnx.save(constant_graph(maps, size), path)
+    asked = next(n for n in ("yolov7-tiny", "yolov7", "yolov5") if n in project)
+    names = tuple(f"class{i}" for i in range(stored["b_scores"].shape[1]))
+    request = SourceRequest(path, "maps", family=asked, labels=names, batch=1, simplify=False)
+    raw = catalog.source_of(path).export(request)
+    seen = infer(raw.model, {"images": np.zeros((1, 3, *size), np.float32)})["output"]
+    xyxy, scores = boxes.decode(seen, raw.spec.layout, raw.spec.input_size)
+    assert np.abs(xyxy[0] - stored["b_boxes_xyxy"]).max() <= 0.05
+    assert np.abs(scores[0] - stored["b_scores"]).max() <= 1e-4
