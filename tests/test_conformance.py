@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 from conformance import CASES, EVIDENCE, OUTPUTS, PRECISIONS, as_dict, measure
+from official_graphs import CASES as OFFICIAL
+from official_graphs import WORDS
 
+import boxwright
 from boxwright import catalog
+from boxwright.recipe import recipe_from_mapping
 from boxwright.types import JoinKind
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +44,33 @@ def test_conformance(name, tmp_path, recorded):
     assert found == [r for r in recorded if r["case"] == name], (
         "run: python tools/make_families_table.py"
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES)
+def test_the_whole_job_at_a_fixed_batch(name, tmp_path):
+    """The same through `boxwright run`: planned, made, proven and published, two pictures each."""
+    case = CASES[name]
+    case.write(tmp_path / "export.onnx")
+    (tmp_path / "names.txt").write_text("\n".join(WORDS))
+    forms = (("raw", "onnx"), ("end2end", "onnx"), ("end2end", "portable"))
+    recipe = {
+        "source": str(tmp_path / "export.onnx"),
+        "batch": 2,
+        "measure": {"latency": False, "accuracy": False},
+        "targets": [
+            {"precision": p, "outputs": o, "nms": n} for p in ("fp32", "fp16") for o, n in forms
+        ],
+    }
+    if case.asked is not None:
+        recipe["family"] = case.asked
+    if name in OFFICIAL:
+        recipe["labels"] = str(tmp_path / "names.txt")
+    outcome = boxwright.run(recipe_from_mapping(recipe, "test"), tmp_path / "runs")
+    assert len(outcome.rows) == 6
+    for row in outcome.rows:
+        assert ".b2." in row.path.name
+        assert row.parity is not None and row.parity.passed and row.parity.detections > 3, row
 
 
 def test_every_family_and_every_join_is_a_case():

@@ -185,6 +185,22 @@ def test_real_weights_are_proven(file, tmp_path):
 
 
 @needs_assets
+@pytest.mark.slow
+def test_a_real_export_with_nms_inside_is_proven(tmp_path):
+    """RTMDet nano of MMDeploy: free picture size, free number of detections."""
+    (tmp_path / "names.txt").write_text("person")
+    outcome = run(
+        ASSETS / "onnx" / "rtmdet_nano_person_mmdeploy_nms.onnx",
+        tmp_path / "runs",
+        image_size=320,
+        labels=str(tmp_path / "names.txt"),
+        images=[str(ASSETS / "images" / "bus.jpg")],
+    )
+    for row in outcome.rows:
+        assert row.parity is not None and row.parity.passed and row.parity.detections == 3, row
+
+
+@needs_assets
 def test_bus_holds_four_persons_and_a_bus(tmp_path):
     """What the picture shows, found by two families of real weights."""
     for file in ("onnx/yolox_nano_416_static.onnx",):

@@ -25,6 +25,7 @@ from official_graphs import (
     levels,
     ppyoloe,
     ultralytics_rtdetr,
+    yolov7_rows,
 )
 from onnx import helper, numpy_helper
 
@@ -373,3 +374,19 @@ def test_raw_maps_of_yolov5_and_yolov7_are_decoded_as_they_do(file, tmp_path):
     xyxy, scores = boxes.decode(seen, raw.spec.layout, raw.spec.input_size)
     assert np.abs(xyxy[0] - stored["b_boxes_xyxy"]).max() <= 0.05
     assert np.abs(scores[0] - stored["b_scores"]).max() <= 1e-4
+
+
+def test_a_free_picture_size_does_not_fix_how_much_is_found(tmp_path, picture):
+    """One run on a black picture settles the sizes; what it finds there says nothing."""
+    model = yolov7_rows()
+    for axis, name in ((2, "height"), (3, "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    path = tmp_path / "free.onnx"
+    onnx.save(model, path)
+    labels = tuple(WORDS)
+    request = SourceRequest(path, "free", family="yolov7", labels=labels, image_size=(SIZE, SIZE))
+    raw = catalog.source_of(path).export(request)
+    shape = [d.dim_value for d in raw.model.graph.output[0].type.tensor_type.shape.dim]
+    assert shape[1:] == [1000, 6]
+    (rows,) = infer(raw.model, {"images": picture}).values()
+    assert rows.shape == (2, 1000, 6) and 1 < (rows[0, :, 4] > 0).sum() < SIZE

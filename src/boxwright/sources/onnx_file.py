@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from boxwright.types import DEFAULT_OPSET, GraphSignature, ModelSpec, Preprocess
 __all__ = ["SOURCE", "joined_bytes"]
 
 _END2END = {"num_dets", "det_boxes", "num_detections"}
+_DATA_DEPENDENT = frozenset({"NonMaxSuppression", "NonZero", "Compress", "Unique"})
 _PLUGINS = frozenset(
     {"EfficientNMS_TRT", "BatchedNMS_TRT", "BatchedNMSDynamic_TRT", "TRTBatchedNMS"}
 )
@@ -242,11 +244,23 @@ def _with_size(model: onnx.ModelProto, size: tuple[int, int], what: str) -> onnx
         bytes_from_model(fixed, what), BackendOptions(device="cpu")
     )
     outputs = runtime.infer({tensor.name: np.zeros((count, 3, *size), np.float32)})
+    counts_what_it_sees = any(n.op_type in _DATA_DEPENDENT for n in _all_nodes(fixed.graph))
     for value in fixed.graph.output:
-        for axis, side in enumerate(outputs[value.name].shape):
-            if axis:
+        shape = outputs[value.name].shape
+        for axis, side in enumerate(shape):
+            # How many detections there are is not told by one run; how many columns they have is.
+            columns = len(shape) == 3 and axis == 2
+            if axis and (columns or not counts_what_it_sees):
                 value.type.tensor_type.shape.dim[axis].dim_value = side
     return fixed
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _all_nodes(attribute.g)
 
 
 def _export(request: SourceRequest) -> RawModel:
