@@ -390,3 +390,16 @@ def test_a_free_picture_size_does_not_fix_how_much_is_found(tmp_path, picture):
     assert shape[1:] == [1000, 6]
     (rows,) = infer(raw.model, {"images": picture}).values()
     assert rows.shape == (2, 1000, 6) and 1 < (rows[0, :, 4] > 0).sum() < SIZE
+
+
+def test_every_node_gets_a_name_of_its_own(tmp_path):
+    """Exporters may leave names out or repeat them; FP16 and INT8 tell layers by them."""
+    model = levels(CLASSES + 4)
+    assert not any(n.name for n in model.graph.node)
+    model.graph.node[0].name = model.graph.node[1].name = "Conv_4"
+    onnx.save(model, tmp_path / "nameless.onnx")
+    request = SourceRequest(
+        tmp_path / "nameless.onnx", "n", family="rtmdet", labels=tuple(WORDS), simplify=False
+    )
+    names = [n.name for n in catalog.source_of(request.path).export(request).model.graph.node]
+    assert all(names) and len(set(names)) == len(names) and "Conv_4" in names

@@ -281,7 +281,23 @@ def _export(request: SourceRequest) -> RawModel:
             ) from None
     if request.simplify:
         model = simplified(model, str(request.path))
-    return RawModel(_with_batch(model, request), spec)
+    return RawModel(_with_names(_with_batch(model, request)), spec)
+
+
+def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which every node has a name of its own: FP16 and INT8 tell layers by it."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    taken = {n.name for n in result.graph.node}
+    seen = {""}
+    for index, node in enumerate(result.graph.node):
+        name, number = node.name or f"{node.op_type}_{index}", 0
+        while name in seen or (name != node.name and name in taken):
+            number += 1
+            name = f"{node.name or node.op_type}_{index}_{number}"
+        node.name = name
+        seen.add(name)
+    return result
 
 
 def _with_batch(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelProto:
