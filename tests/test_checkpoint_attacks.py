@@ -230,6 +230,46 @@ def test_attack_runs_nothing(
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "payload", "found", "live"),
+    [a for a in ATTACKS if a[0] != "YOLOv5"],
+    ids=[a[0] for a in ATTACKS if a[0] != "YOLOv5"],
+)
+def test_attack_by_a_projects_checkpoint_runs_nothing(
+    tmp_path: Path, name: str, payload: Payload, found: str, live: bool
+) -> None:
+    """Where classes of YOLOv5, 6, 7 and OpenMMLab become records, nothing else is let in."""
+    from boxwright.sources.native_files import read_native
+
+    marker = tmp_path / "ran"
+    stream = b"\x80\x04" + payload(f"echo > {shlex.quote(str(marker))}") + b"."
+    path = _archive(tmp_path / "attack.pth", stream)
+    with pytest.raises(UnsafeCheckpointError):
+        read_native(path)
+    assert not marker.exists()
+
+
+def test_modules_that_a_projects_checkpoint_names_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of that name, which happens to be there, stays as it is."""
+    from boxwright.errors import SourceError
+    from boxwright.sources.native_files import read_native
+
+    marker = tmp_path / "ran"
+    for name in ("models", "mmengine"):
+        folder = tmp_path / "site" / name
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(f"open({str(marker)!r}, 'w')")
+        (folder / "yolo.py").write_text("class Model: pass")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for number, module in enumerate(("models.yolo", "mmengine.yolo")):
+        stream = b"\x80\x04" + _global(module, "Model") + b")\x81."
+        with pytest.raises(SourceError):
+            read_native(_archive(tmp_path / f"{number}.pth", stream))
+    assert not marker.exists()
+
+
 @pytest.fixture(scope="module")
 def torch() -> Iterator[Any]:
     """torch on one thread, with ultralytics imported as Boxwright does it."""

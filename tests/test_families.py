@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_official import CASES as OFFICIAL
+from official_graphs import CASES as OFFICIAL
 from tiny_models import nms_free_onnx, ultralytics_onnx, yolov5_onnx, yolox_onnx
 
 import boxwright
@@ -182,6 +182,22 @@ def test_real_weights_are_proven(file, tmp_path):
             assert worst.get("raw boxes, px", 0) <= 0.05 and worst.get("raw scores", 0) <= 1e-4
     with boxwright.load(outcome.rows[0].path, "onnxruntime", quiet=True) as detector:
         assert detector.spec.family == family and len(detector.spec.class_names) == classes
+
+
+@needs_assets
+@pytest.mark.slow
+def test_a_real_export_with_nms_inside_is_proven(tmp_path):
+    """RTMDet nano of MMDeploy: free picture size, free number of detections."""
+    (tmp_path / "names.txt").write_text("person")
+    outcome = run(
+        ASSETS / "onnx" / "rtmdet_nano_person_mmdeploy_nms.onnx",
+        tmp_path / "runs",
+        image_size=320,
+        labels=str(tmp_path / "names.txt"),
+        images=[str(ASSETS / "images" / "bus.jpg")],
+    )
+    for row in outcome.rows:
+        assert row.parity is not None and row.parity.passed and row.parity.detections == 3, row
 
 
 @needs_assets

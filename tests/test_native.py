@@ -195,6 +195,16 @@ def test_configurations_build_on_one_another_and_run_nothing(tmp_path):
     assert config.class_count == 7 and config.eps == (1e-5, 1e-3, 1e-3)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["1 / 0", f"{'9' * 400} / 3", "1e308 // 1e-308", "'x' * 10 ** 9", "__import__('os').getcwd()",
+     "[0] * 10 * 10", "(lambda: 1)()"],
+)  # fmt: skip
+def test_what_a_configuration_cannot_compute_is_left_out(text):
+    found = config_from_text(f"a = {text}\nb = 2 * (3 + 1)", "x.py")
+    assert found["b"] == 8 and not isinstance(found.get("a"), (str, list))
+
+
 def test_a_loop_of_configurations_is_refused(tmp_path):
     (tmp_path / "loop.py").write_text("_base_ = ['loop.py']\n")
     refused(lambda: config_from_file(tmp_path / "loop.py"), "no end")
@@ -224,7 +234,7 @@ def test_an_unknown_head_is_named():
 def test_the_test_pipeline_decides_the_preprocessing(steps, resize, interpolation):
     start = CONFIG[: CONFIG.index("test_pipeline")]
     settings = config_from_text(f"{start}\ntest_pipeline = {steps}\n", "x.py")
-    rules = openmmlab_preprocess(settings, network_config(settings, "x.py"))
+    rules = openmmlab_preprocess(settings, network_config(settings, "x.py"), (64, 64))
     assert (rules.resize, rules.interpolation) == (resize, interpolation)
     assert rules.color == "rgb" and rules.std == (255.0, 255.0, 255.0)
 

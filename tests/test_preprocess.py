@@ -105,3 +105,18 @@ def test_arrays_become_bgr(array, expected):
 def test_other_arrays_are_refused(array):
     with pytest.raises(ImageError):
         bgr_from_array(array)
+
+
+def test_mmyolo_resizes_a_lying_picture_twice_for_a_standing_input():
+    """150x230 to 104x160, as if the input lay, and then to 83x128 (worked out by hand)."""
+    rules = Preprocess(resize="letterbox_twice", rounding="floor", interpolation="area")
+    where = place((150, 230), (160, 128), rules)
+    assert (where.resized_size, where.left, where.top) == ((83, 128), 0, 38)
+    picture = np.random.default_rng(0).integers(0, 256, (150, 230, 3), np.uint8)
+    out = np.empty((3, 160, 128), np.float32)
+    prepare(picture, (160, 128), rules, out)
+    between = cv2.resize(picture, (160, 104), interpolation=cv2.INTER_AREA)
+    wanted = cv2.resize(between, (128, 83))[..., ::-1].transpose(2, 0, 1) / np.float32(255)
+    np.testing.assert_allclose(out[:, 38:121], wanted, atol=1e-6)
+    once = place((150, 230), (128, 160), rules)  # an input that lies is filled at once
+    assert once == place((150, 230), (128, 160), Preprocess(rounding="floor"))

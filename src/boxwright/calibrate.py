@@ -19,7 +19,7 @@ import onnx
 
 from boxwright import catalog
 from boxwright.backends import BackendOptions
-from boxwright.errors import RequestError
+from boxwright.errors import GraphError, RequestError
 from boxwright.graph.io import bytes_from_model
 from boxwright.graph.quantize import Range, tensors_to_observe, with_outputs
 from boxwright.graph.shapes import real_inputs
@@ -115,10 +115,13 @@ def calibrate(
     Raises:
         RequestError: There are no pictures.
         ImageError: One cannot be read.
+        GraphError: Nothing of the graph can be quantised.
     """
     if not pictures:
         raise RequestError("calibration", "there are no pictures", "give --calib-images")
     names = tensors_to_observe(model, deployment)
+    if not names:
+        raise GraphError("int8", "no layer of the graph can be quantised", "keep it in float")
     observing = with_outputs(model, names)
     backend = catalog.backend("onnxruntime").open_bytes(
         bytes_from_model(observing, "calibration"), BackendOptions(threads, "cpu", spin=False)

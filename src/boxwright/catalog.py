@@ -1,7 +1,8 @@
 """What Boxwright knows: a file in one of four folders is an entry, imported on demand.
 
 `families/yolox.py` with a `FAMILY` is the family `yolox`; likewise `SOURCE`, `BACKEND` and
-`TASK`. Nothing registers itself, and nothing else imports these folders by name.
+`TASK`. Nothing registers itself, and nothing else imports these folders by name. Installed packages
+add families of their own by entry points of the group `boxwright.families` (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ __all__ = [
     "backend_names",
     "families",
     "family",
+    "family_packages",
     "recognise",
     "source_for",
     "source_of",
@@ -33,6 +36,7 @@ __all__ = [
     "task",
 ]
 
+_GROUP = "boxwright.families"
 _SOURCE_ORDER = ("onnx_file", "ultralytics", "safetensors_file", "native")
 
 
@@ -45,9 +49,57 @@ def _file_names(package: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def families() -> tuple[Family, ...]:
-    """Return every family, by file name."""
+    """Return every family: Boxwright's by file name, then those of other installed packages.
+
+    Raises:
+        RequestError: An installed package offers one that cannot be used.
+    """
     modules = [importlib.import_module(f"boxwright.families.{n}") for n in _file_names("families")]
-    return tuple(m.FAMILY for m in modules)
+    found: list[Family] = [m.FAMILY for m in modules]
+    for point in _entry_points():
+        added = _family_of(point)
+        taken = {spelling for f in found for spelling in (f.name, *f.aliases)}
+        twice = sorted(taken.intersection((added.name, *added.aliases)))
+        if twice:
+            raise _unusable(point, f"it is called {twice[0]}, as another family is")
+        found.append(added)
+    return tuple(found)
+
+
+def family_packages() -> dict[str, str]:
+    """Return version by name of the installed packages that offer families."""
+    packages = [point.dist for point in _entry_points() if point.dist is not None]
+    return {package.name: package.version for package in packages}
+
+
+def _entry_points() -> list[EntryPoint]:
+    return sorted(entry_points(group=_GROUP), key=lambda point: (point.name, point.value))
+
+
+def _unusable(point: EntryPoint, found: str) -> RequestError:
+    package = f" of the package {point.dist.name}" if point.dist is not None else ""
+    return RequestError(
+        f"family {point.name}{package} ({point.value})",
+        " ".join(found.split()),
+        "mend or uninstall that package",
+    )
+
+
+def _family_of(point: EntryPoint) -> Family:
+    """Load the family that another package offers.
+
+    Raises:
+        RequestError: It cannot be imported, or is none.
+    """
+    kind = importlib.import_module("boxwright.families").Family
+    try:
+        found = point.load()
+    except Exception as error:
+        raise _unusable(point, f"{type(error).__name__}: {error}"[:200]) from error
+    if not isinstance(found, kind):
+        raise _unusable(point, f"it is of type {type(found).__name__}, not a Family")
+    loaded: Family = found
+    return loaded
 
 
 def family(name: str) -> Family:
@@ -85,7 +137,9 @@ def recognise(signature: GraphSignature, name: str | None, what: str) -> tuple[F
     shapes = ", ".join(f"{o.name} {list(o.shape)}" for o in signature.outputs)
     if name is not None:
         chosen = family(name)
-        match = chosen.recognise(signature, True)
+        finished = importlib.import_module("boxwright.families").finished_match
+        # Detections that are counted are read alike, whoever found them.
+        match = chosen.recognise(signature, True) or finished(signature)
         if match is None:
             raise UnknownFamilyError(
                 what, f"its outputs ({shapes}) do not fit --family {chosen.name}", "check --family"

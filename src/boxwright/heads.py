@@ -177,6 +177,7 @@ def detections_from_rows(
         mask_crops=crops,
         keypoints=keypoints,
         rotated=rotated,
+        class_colors=spec.class_colors,
     )
     if crops is None:
         return found

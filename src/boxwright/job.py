@@ -170,8 +170,10 @@ class Job:
 
     def _build(self, step: Step) -> tuple[onnx.ModelProto, ModelSpec, NmsSettings | None]:
         if step.kind == "export":
-            raw = self.resolved.source.export(self.resolved.request)
-            return raw.model, raw.spec, None
+            request = self.resolved.request
+            raw = self.resolved.source.export(request)
+            colors = request.colors or raw.spec.class_colors
+            return raw.model, dataclasses.replace(raw.spec, class_colors=colors), None
         parent, spec, baked = self._parent(step.parent)
         if step.kind == "image":
             from boxwright.graph.image_input import add_image_input

@@ -7,17 +7,20 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from boxwright import catalog
 from boxwright.backends import BackendOptions
 from boxwright.detector import ENCODED_INPUT, Detector
 from boxwright.devices import Device, device_from_text
 from boxwright.errors import BoxwrightError, RequestError, SourceError
-from boxwright.sources import SourceRequest
+from boxwright.sources import Source, SourceRequest
 from boxwright.stamps import stamp_from_metadata
 from boxwright.triton_address import is_address
 from boxwright.types import ModelSpec, NmsSettings, Target
+
+if TYPE_CHECKING:
+    from boxwright.sources.sidecars import Labels
 
 __all__ = ["Device", "choose_runtime", "load"]
 
@@ -234,31 +237,41 @@ def _open(
         return Detector(backend, spec)
     spec = stamp.spec
     if labels is not None:
-        spec = dataclasses.replace(spec, class_names=_names(labels, len(spec.class_names)))
+        found = _labels(labels, len(spec.class_names))
+        colors = found.colors or spec.class_colors
+        spec = dataclasses.replace(spec, class_names=found.names, class_colors=colors)
     return Detector(backend, spec, stamp.target, stamp.nms)
 
 
-def _names(labels: str, count: int) -> tuple[str, ...]:
-    from boxwright.sources.sidecars import labels_from_text
+def _labels(text: str, count: int) -> Labels:
+    from boxwright.sources.sidecars import read_labels
 
-    names = labels_from_text(labels)
-    if len(names) != count:
+    found = read_labels(text)
+    if len(found.names) != count:
         raise RequestError(
-            f"--labels {labels}", f"it names {len(names)} classes, the file has {count}", "check it"
+            f"--labels {text}",
+            f"it names {len(found.names)} classes, the file has {count}",
+            "check it",
         )
-    return names
+    return found
 
 
 def _request(file: Path, family: str | None, labels: str | None) -> SourceRequest:
-    from boxwright.sources.sidecars import labels_from_text
+    from boxwright.sources.sidecars import read_labels
 
-    names = labels_from_text(labels) if labels else None
-    return SourceRequest(file, file.stem, family=family, labels=names)
+    found = read_labels(labels) if labels else None
+    names, colors = (found.names, found.colors) if found else (None, ())
+    return SourceRequest(file, file.stem, family=family, labels=names, colors=colors)
 
 
 def _describe(file: Path, family: str | None, labels: str | None) -> ModelSpec:
     """Recognise a file that does not explain itself."""
-    return catalog.source_of(file).describe(_request(file, family, labels))
+    return _described(catalog.source_of(file), _request(file, family, labels))
+
+
+def _described(source: Source, request: SourceRequest) -> ModelSpec:
+    spec = source.describe(request)
+    return dataclasses.replace(spec, class_colors=request.colors or spec.class_colors)
 
 
 def _open_source(
@@ -268,5 +281,5 @@ def _open_source(
     request = _request(file, family, labels)
     source = catalog.source_of(file)
     source.check(request)
-    spec = source.describe(request)
+    spec = _described(source, request)
     return Detector(source.reference(request, options), spec)

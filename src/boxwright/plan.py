@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from boxwright import __version__
+from boxwright import __version__, catalog
 from boxwright.errors import StoreError
 from boxwright.plan_budget import runtime_of_budget
 from boxwright.recipe import Recipe
@@ -108,6 +108,11 @@ def make_plan(
         "labels": hash_of(request.labels)[:12] if request.labels else "own",
         "simplify": request.simplify,
     }
+    if request.colors:
+        base_settings["colors"] = hash_of(request.colors)[:12]
+    packages = catalog.family_packages() if resolved.source.name == "onnx" else {}
+    if packages:
+        base_settings["packages"] = packages
     if not files:
         base_settings["seed"] = request.seed
     wanted = {t.suffix: t for t in recipe.target_records()}

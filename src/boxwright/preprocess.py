@@ -75,6 +75,12 @@ def place(
         return Placement(source_size, input_size, 0, 0)
     if rules.resize == "crop":
         return _cropped(source_size, input_size)
+    if rules.resize == "letterbox_twice":
+        height, width = _first_size(source_size, input_size)
+        # The second step never grows a picture.
+        ratio = min(input_size[0] / height, input_size[1] / width, 1.0)
+        resized = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+        return _centred(source_size, resized, input_size)
     ratio = min(input_size[0] / height, input_size[1] / width)
     whole = round if rules.rounding == "round" else int
     resized = (
@@ -83,12 +89,32 @@ def place(
     )
     if rules.resize == "letterbox_top_left":
         return Placement(source_size, resized, 0, 0)
+    return _centred(source_size, resized, input_size)
+
+
+def _centred(
+    source_size: tuple[int, int], resized: tuple[int, int], input_size: tuple[int, int]
+) -> Placement:
     return Placement(
         source_size,
         resized,
         left=max(0, round((input_size[1] - resized[1]) / 2 - 0.1)),
         top=max(0, round((input_size[0] - resized[0]) / 2 - 0.1)),
     )
+
+
+def _first_size(source_size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size between the two steps of `letterbox_twice`.
+
+    As MMYOLO 0.6, `YOLOv5KeepRatioResize`: the longer side of one is held against the longer of the
+    other, so that a picture that lies does not fit an input that stands.
+    """
+    height, width = source_size
+    ratio = min(
+        max(input_size) / max(source_size),
+        min(input_size) / min(source_size),
+    )
+    return max(1, int(height * ratio)), max(1, int(width * ratio))
 
 
 def _cropped(source_size: tuple[int, int], input_size: tuple[int, int]) -> Placement:
@@ -166,7 +192,7 @@ def prepare(
     """
     where = place((image.shape[0], image.shape[1]), input_size, rules)
     (height, width), left, top = where.resized_size, where.left, where.top
-    resized = _resize(image, where, rules)
+    resized = _resize(image, where, rules, input_size)
     if rules.resize == "crop":
         resized = resized[-top : input_size[0] - top, -left : input_size[1] - left]
         (height, width), left, top = input_size, 0, 0
@@ -187,12 +213,28 @@ def prepare(
     return where
 
 
-def _resize(image: Image, where: Placement, rules: Preprocess) -> Image:
+def _resized_twice(image: Image, where: Placement, input_size: tuple[int, int]) -> Image:
+    """Resize by area where that shrinks, otherwise linearly; then linearly to the final size."""
+    for height, width in (_first_size(where.source_size, input_size), where.resized_size):
+        if image.shape[:2] == (height, width):
+            continue
+        first = image.shape[:2] == where.source_size
+        shrinks = first and height * width < image.shape[0] * image.shape[1]
+        kernel = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=kernel), np.uint8)
+    return image
+
+
+def _resize(
+    image: Image, where: Placement, rules: Preprocess, input_size: tuple[int, int]
+) -> Image:
     height, width = where.resized_size
     if where.source_size == (height, width):
         return image
     if rules.resize == "crop":
         return antialiased(image, (height, width))
+    if rules.resize == "letterbox_twice":
+        return _resized_twice(image, where, input_size)
     kernel = _FILTERS[rules.interpolation]
     if rules.interpolation == "area" and min(where.scale) >= 1:
         kernel = cv2.INTER_LINEAR  # as MMYOLO does: area is for shrinking

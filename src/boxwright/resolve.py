@@ -12,7 +12,7 @@ from boxwright.errors import RequestError, SourceError
 from boxwright.recipe import Recipe
 from boxwright.sources import Source, SourceRequest
 from boxwright.sources.names import config_name, parse_name
-from boxwright.sources.sidecars import labels_from_text
+from boxwright.sources.sidecars import read_labels
 
 __all__ = ["Resolved", "labelled_data", "needs_download", "resolve"]
 
@@ -91,13 +91,15 @@ def resolve(recipe: Recipe, models: Path, fetch: Callable[[str, Path], list[Path
         path = Path(config_name(text))
         name = Path(text).stem
     source = catalog.source_of(path)
+    labels = read_labels(recipe.labels) if recipe.labels else None
     request = SourceRequest(
         path=path,
         name=recipe.name or name,
         family=recipe.family,
         image_size=recipe.image_size,
         head=recipe.head,
-        labels=labels_from_text(recipe.labels) if recipe.labels else None,
+        labels=labels.names if labels else None,
+        colors=labels.colors if labels else (),
         opset=recipe.opset,
         batch=recipe.batch,
         simplify=recipe.simplify,

@@ -51,7 +51,9 @@ Image: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), BGR unless said otherwise
 LONGEST_SIDE_PX = 32_768  # of a picture that a graph preprocesses
 DEFAULT_OPSET = 17  # every supported TensorRT and OpenVINO reads it
 
-Resize: TypeAlias = Literal["letterbox", "letterbox_top_left", "stretch", "crop"]
+Resize: TypeAlias = Literal[
+    "letterbox", "letterbox_twice", "letterbox_top_left", "stretch", "crop"
+]  # fmt: skip
 Color: TypeAlias = Literal["rgb", "bgr"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Deployment: TypeAlias = Literal["cpu", "openvino", "tensorrt"]
@@ -76,8 +78,10 @@ class Preprocess:
 
     Attributes:
         resize: `letterbox` keeps the aspect ratio and centres the picture, `letterbox_top_left`
-            keeps it and pads right and bottom, `stretch` ignores it, `crop` scales the shorter side
-            with antialiasing (Pillow's bilinear filter) and cuts the centre out.
+            keeps it and pads right and bottom, `letterbox_twice` resizes to the input's longer and
+            shorter side first, whichever way it lies, and then into it (MMYOLO), `stretch`
+            ignores it, `crop` scales the shorter side with antialiasing (Pillow's bilinear filter)
+            and cuts the centre out.
         rounding: How the resized side is made whole: `round` (Ultralytics) or `floor` (YOLOX).
         color: Channel order of the tensor.
         scale: Factor on the 0..255 pixel values, before mean and std.
@@ -175,7 +179,8 @@ class HeadLayout:
 
 
 JoinKind: TypeAlias = Literal[
-    "point_levels", "anchor_levels", "boxes_scores", "detections", "labels_boxes_scores", "queries",
+    "point_levels", "pixel_levels", "exp_levels", "anchor_levels", "boxes_scores", "detections",
+    "labels_boxes_scores", "counted", "stacked", "indexed", "queries",
     "query_rows",
 ]  # fmt: skip
 
@@ -188,11 +193,19 @@ class HeadJoin:
 
     - `point_levels`: a map (B, classes + distances, h, w) per level, class logits first; four
       distances in strides, or `bins` logits for each. Becomes (B, A, 4 + classes), xyxy.
+    - `pixel_levels`: for each level a map of class logits (B, classes, h, w), then for each level
+      one of distances in pixels (B, 4, h, w). Becomes the same.
+    - `exp_levels`: a map (B, classes + 5, h, w) per level: class logits, undecoded boxes,
+      objectness logits. Becomes (B, A, 5 + classes), boxes still undecoded (`grid_exp`).
     - `anchor_levels`: a map per level, before the sigmoid, (B, anchors, h, w, 5 + classes) or
       (B, anchors * (5 + classes), h, w). Becomes (B, A, 5 + classes), cxcywh.
     - `boxes_scores`: boxes (B, A, 4), scores (B, classes, A). Becomes (B, A, 4 + classes).
     - `detections`: boxes and scores (B, K, 5), labels (B, K). Becomes (B, K, 6), as the next ones.
     - `labels_boxes_scores`: labels (B, K), boxes (B, K, 4), scores (B, K).
+    - `counted`: number of detections (B, 1), boxes (B, K, 4), scores (B, K), labels (B, K).
+    - `stacked`: rows of all pictures, one after the other, (M, 6) of class, score, xyxy; and the
+      number of each picture's, (B,).
+    - `indexed`: rows of all pictures, (M, 7) of picture, xyxy, class, score.
     - `queries`: boxes (B, Q, 4), class logits (B, Q, classes and maybe a background): the best Q
       of all queries and classes.
     - `query_rows`: one (B, Q, 4 + classes), scores after the sigmoid: the best class of each query.
@@ -232,6 +245,8 @@ class ModelSpec:
         layout: How the raw output is read.
         score_threshold: Default operating score threshold, 0..1.
         iou_threshold: Default NMS IoU threshold, 0..1.
+        class_colors: `#rrggbb` by class id, or an empty text where a class has none; drawings use
+            them. Empty when no class has one.
     """
 
     name: str
@@ -243,10 +258,14 @@ class ModelSpec:
     layout: HeadLayout
     score_threshold: float = 0.25
     iou_threshold: float = 0.7
+    class_colors: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return _fields(self)
+        """Return plain JSON types; colours only where there are some."""
+        fields = _fields(self)
+        if not self.class_colors:
+            del fields["class_colors"]
+        return fields
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
@@ -257,6 +276,7 @@ class ModelSpec:
         values["input_size"] = (int(height), int(width))
         values["preprocess"] = Preprocess.from_dict(values["preprocess"])
         values["layout"] = HeadLayout.from_dict(values["layout"])
+        values["class_colors"] = tuple(str(c) for c in values.get("class_colors", ()))
         return cls(**values)
 
 
@@ -715,6 +735,7 @@ class Detections:
             source picture, clipped to it, and the visibility 0..1.
         rotated: Of the task `obb`, (N, 5) float32: centre x, centre y, width, height in pixels of
             the source picture, not clipped, and the angle in radians, clockwise.
+        class_colors: `#rrggbb` by class id, as `ModelSpec` has them.
     """
 
     xyxy: FloatArray
@@ -726,6 +747,7 @@ class Detections:
     mask_crops: tuple[MaskCrop, ...] | None = None
     keypoints: FloatArray | None = None
     rotated: FloatArray | None = None
+    class_colors: tuple[str, ...] = ()
 
     @property
     def masks(self) -> npt.NDArray[np.bool_] | None:

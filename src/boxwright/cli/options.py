@@ -205,9 +205,14 @@ def conversion_options(function: F) -> F:
         click.option(
             "--config",
             metavar="FILE",
-            help="Configuration (.py) of an MMYOLO or MMDetection checkpoint that has none inside.",
+            help="Configuration (.py) of an MMYOLO or MMDetection checkpoint that has none inside; "
+            "of their ONNX exports it says how pictures are fed.",
         ),
-        click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco."),
+        click.option(
+            "--labels",
+            metavar="FILE",
+            help="Class names, with #rrggbb colours or a palette: JSON or text, or coco.",
+        ),
         click.option("--name", metavar="NAME", help="Stem of the files. Default: the source's."),
         click.option("--no-simplify", is_flag=True, help="Do not run onnxslim."),
         click.option(

@@ -56,7 +56,11 @@ __all__ = ["command"]
 @click.option("--iou-threshold", type=float, help="Default: the file's own.")
 @click.option("--classes", metavar="LIST", help="Only these: names or ids, a comma list.")
 @click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say.")
-@click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco.")
+@click.option(
+    "--labels",
+    metavar="FILE",
+    help="Class names, with #rrggbb colours or a palette: JSON or text, or coco.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for drawings. Default: none.")
 @click.option("--save-json", type=click.Path(path_type=Path), help="All detections in one file.")
 @click.option("--save-coco", type=click.Path(path_type=Path), help="COCO results in one file.")

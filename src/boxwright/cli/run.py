@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from boxwright.cli.options import conversion_options, recipe_data_from_options, words_from_text
+
+if TYPE_CHECKING:
+    from boxwright.outcome import Outcome
 
 __all__ = ["command", "execute"]
 
@@ -46,8 +49,8 @@ def command(source: str, **options: Any) -> None:
     execute(source, options, verify=not options["skip_verify"])
 
 
-def execute(source: str, options: dict[str, Any], *, verify: bool) -> None:
-    """Build the recipe, run it and print the result; `export` shares it."""
+def execute(source: str, options: dict[str, Any], *, verify: bool) -> Outcome:
+    """Build the recipe, run it, print the result and return it; `export` shares it."""
     from boxwright.cli.console import (
         ConsoleListener,
         outcome_as_dict,
@@ -103,6 +106,7 @@ def execute(source: str, options: dict[str, Any], *, verify: bool) -> None:
         for row in outcome.rows:
             if options["verbose"] and row.parity is not None:
                 print_parity(row.parity, row.path.name)
+    return outcome
 
 
 def _recipe_file(source: str, options: dict[str, Any]) -> Any:

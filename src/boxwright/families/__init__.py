@@ -6,21 +6,26 @@ A file in this folder with a `FAMILY` is an entry of the catalog; adding a famil
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
-from boxwright.types import GraphSignature, HeadJoin, HeadLayout, Preprocess
+from boxwright.types import GraphSignature, HeadJoin, HeadLayout, Preprocess, TaskName
 
 __all__ = [
     "Family",
     "LevelMaps",
     "Match",
+    "UltralyticsHead",
     "anchor_match",
     "class_names_from_metadata",
+    "finished_match",
     "grid_anchor_count",
     "head_shape",
     "level_maps",
     "strides_that_fit",
+    "ultralytics_head",
 ]
 
 
@@ -34,12 +39,16 @@ class Match:
         join: How several outputs become the one that `layout` reads; None for one output.
         certain: The file says so itself, by metadata or by its operators; otherwise only its
             shapes fit, and another family of equal shapes makes it ambiguous.
+        task: What the head does.
+        preprocess: How pictures are fed, where it is not the family's usual way.
     """
 
     layout: HeadLayout
     class_count: int
     certain: bool
     join: HeadJoin | None = None
+    task: TaskName = "detect"
+    preprocess: Preprocess | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +167,23 @@ def anchor_match(
     return Match(layout, channels - 5, certain=False, join=join)
 
 
+def finished_match(signature: GraphSignature) -> Match | None:
+    """Return the reading of an export that holds NMS and counts its detections, or None.
+
+    MMYOLO's easydeploy (num_dets, boxes, scores, labels) and YOLOv6's end-to-end export (num_dets,
+    det_boxes, det_scores, det_classes): boxes are xyxy in input pixels, best first.
+    """
+    outputs = {o.name: o.shape for o in signature.outputs}
+    for names in (
+        ("num_dets", "boxes", "scores", "labels"),
+        ("num_dets", "det_boxes", "det_scores", "det_classes"),
+    ):
+        if set(names) == set(outputs) and len(outputs[names[1]]) == 3:
+            layout = HeadLayout(axes="nac", box_format="xyxy", nms_free=True)
+            return Match(layout, 0, certain=False, join=HeadJoin("counted", names))
+    return None
+
+
 def strides_that_fit(signature: GraphSignature, anchors: int, per_cell: int = 1) -> tuple[int, ...]:
     """Return the usual stride set whose grid has this many anchors, or ()."""
     for strides in ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32)):
@@ -178,3 +204,82 @@ def class_names_from_metadata(signature: GraphSignature) -> tuple[str, ...]:
     if isinstance(names, dict) and all(isinstance(k, int) for k in names):
         return tuple(str(names[k]) for k in sorted(names))
     return ()
+
+
+_TASKS = ("detect", "segment", "pose", "obb", "classify")
+# The classes of heads, which newer exports name; a release's number follows (`Segment26`).
+_HEADS = {"Detect": "detect", "Segment": "segment", "Pose": "pose", "OBB": "obb"}
+_HEADS |= {"Classify": "classify", "v10Detect": "detect"}
+
+
+@dataclass(frozen=True, slots=True)
+class UltralyticsHead:
+    """What the outputs and the metadata of an Ultralytics export tell of its head.
+
+    Attributes:
+        task: What it does.
+        channels, anchors: Sizes of the second and third axis, as they are; of a classifier the
+            classes and 0.
+        extras, keypoint_shape: As in `HeadLayout`.
+    """
+
+    task: TaskName
+    channels: int
+    anchors: int
+    extras: int = 0
+    keypoint_shape: tuple[int, int] = (0, 0)
+
+    def layout(self, layout: HeadLayout) -> HeadLayout:
+        """Return the layout of boxes with what the task adds."""
+        changed = dataclasses.replace(
+            layout, extras=self.extras, keypoint_shape=self.keypoint_shape
+        )
+        if self.task == "obb":
+            return dataclasses.replace(changed, box_format="cxcywh", rotated=True)
+        return changed
+
+
+def ultralytics_head(signature: GraphSignature) -> UltralyticsHead | None:
+    """Return the head of an export of Ultralytics, or None when it is no known one.
+
+    A file without metadata is a detector. Source: Ultralytics 8.4.190, `engine/exporter.py`.
+    """
+    metadata = signature.metadata
+    named = metadata.get("head", "")
+    task = _HEADS.get(named.rstrip("0123456789"), metadata.get("task", "detect"))
+    if task not in _TASKS or (named and named.rstrip("0123456789") not in _HEADS):
+        return None
+    rows = signature.outputs[0].shape if signature.outputs else ()
+    if not all(isinstance(side, int) for side in rows[1:]):
+        return None
+    sides = [int(side) for side in rows[1:]]
+    if task == "classify":
+        one = len(signature.outputs) == 1 and len(sides) == 1
+        return UltralyticsHead("classify", sides[0], 0) if one else None
+    if len(sides) != 2 or len(signature.outputs) != (2 if task == "segment" else 1):
+        return None
+    extras, points = 1 if task == "obb" else 0, (0, 0)
+    if task == "segment":
+        prototypes = signature.outputs[1].shape
+        if len(prototypes) != 4 or not isinstance(prototypes[1], int):
+            return None
+        extras = prototypes[1]
+    elif task == "pose":
+        found = _numbers(metadata.get("kpt_shape", ""))
+        if len(found) != 2 or found[0] < 1 or found[1] not in (2, 3):
+            return None
+        points, extras = (found[0], found[1]), found[0] * found[1]
+    return UltralyticsHead(cast("TaskName", task), sides[0], sides[1], extras, points)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Read a list of whole numbers out of metadata, or ()."""
+    try:
+        found = ast.literal_eval(text) if text else ()
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ()
+    return (
+        tuple(found)
+        if isinstance(found, (list, tuple)) and all(type(v) is int for v in found)
+        else ()
+    )

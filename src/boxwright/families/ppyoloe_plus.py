@@ -10,7 +10,7 @@ __all__ = ["FAMILY"]
 
 FAMILY = Family(
     name="ppyoloe-plus",
-    title="PP-YOLOE+ (export without NMS; MMYOLO's raw levels)",
+    title="PP-YOLOE+ (export with or without NMS; MMYOLO's raw levels)",
     preprocess=Preprocess(resize="stretch", interpolation="cubic"),
     recognise=recognise,
     evaluation_iou=0.7,

@@ -1,23 +1,24 @@
-"""Ultralytics' NMS-free heads: YOLOv10 and YOLO26 one-to-one. Output (B, K, 6): x1, y1, x2, y2 in
-pixels, score, class id, best first. Source: Ultralytics 8.4.190, `nn/modules/head.py`.
+"""Ultralytics' NMS-free heads: YOLOv10 and YOLO26 one-to-one, of all tasks that find boxes. Output
+(B, K, 6 + extras): x1, y1, x2, y2 in pixels (OBB: centre, size), score, class id, then what the
+task adds, best first. Source: Ultralytics 8.4.190, `nn/modules/head.py`.
 """
 
 from __future__ import annotations
 
-from boxwright.families import Family, Match, class_names_from_metadata, head_shape
+from boxwright.families import Family, Match, class_names_from_metadata, ultralytics_head
 from boxwright.types import GraphSignature, HeadLayout, Preprocess
 
 __all__ = ["FAMILY"]
 
 
 def _recognise(signature: GraphSignature, named: bool) -> Match | None:
-    shape = head_shape(signature)
-    if shape is None or shape[1] != 6 or shape[0] > 3840:
-        return None
     metadata = signature.metadata
     if "RTDETR" in metadata.get("head", "") or "rtdetr" in metadata.get("description", "").lower():
         return None
-    if metadata.get("task", "detect") != "detect":
+    head = ultralytics_head(signature)
+    if head is None or head.task == "classify":
+        return None
+    if head.anchors != 6 + head.extras or head.channels > 3840:
         return None
     # RT-DETR exports have this very shape with normalised boxes: only metadata or TopK tell.
     certain = metadata.get("end2end", "").lower() == "true" or (
@@ -25,8 +26,9 @@ def _recognise(signature: GraphSignature, named: bool) -> Match | None:
     )
     if not certain and not named:
         return None
-    layout = HeadLayout(axes="nac", box_format="xyxy", nms_free=True)
-    return Match(layout, len(class_names_from_metadata(signature)), certain)
+    layout = head.layout(HeadLayout(axes="nac", box_format="xyxy", nms_free=True))
+    names = len(class_names_from_metadata(signature))
+    return Match(layout, names, certain, task=head.task)
 
 
 FAMILY = Family(

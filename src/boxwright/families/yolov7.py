@@ -6,7 +6,7 @@ Source: WongKinYiu YOLOv7, `models/yolo.py`, `export.py`, `cfg/training/yolov7.y
 from __future__ import annotations
 
 from boxwright.families import Family, Match, anchor_match, head_shape, strides_that_fit
-from boxwright.types import GraphSignature, HeadLayout, Preprocess
+from boxwright.types import GraphSignature, HeadJoin, HeadLayout, Preprocess
 
 __all__ = ["FAMILY"]
 
@@ -30,6 +30,9 @@ def _recognise(signature: GraphSignature, named: bool) -> Match | None:
     raw = anchor_match(signature, _ANCHORS)
     if raw is not None:
         return raw
+    finished = _indexed(signature)
+    if finished is not None:
+        return finished if named else None
     shape = head_shape(signature)
     if shape is None or shape[1] < 6 or not named:
         return None  # unnamed, a decoded export is YOLOv5's: the two are alike
@@ -40,9 +43,18 @@ def _recognise(signature: GraphSignature, named: bool) -> Match | None:
     return Match(layout, shape[1] - 5, certain=True)
 
 
+def _indexed(signature: GraphSignature) -> Match | None:
+    """Read `--end2end --max-wh`: rows of picture, xyxy, class, score behind NMS."""
+    if len(signature.outputs) != 1 or signature.outputs[0].shape[1:] != (7,):
+        return None
+    layout = HeadLayout(axes="nac", box_format="xyxy", nms_free=True)
+    join = HeadJoin("indexed", (signature.outputs[0].name,))
+    return Match(layout, 0, certain=False, join=join)
+
+
 FAMILY = Family(
     name="yolov7",
-    title="YOLOv7 (raw maps; decoded export)",
+    title="YOLOv7 (raw maps; decoded export, with NMS for ONNX Runtime, too)",
     preprocess=Preprocess(),
     recognise=_recognise,
     iou_threshold=0.45,

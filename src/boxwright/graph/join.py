@@ -19,6 +19,7 @@ from boxwright.types import HeadJoin
 __all__ = ["JOINED", "joined"]
 
 JOINED = "output"
+FINISHED_ROWS = 1000  # of an export with NMS inside whose number of detections is free
 
 
 def joined(model: onnx.ModelProto, join: HeadJoin, what: str) -> onnx.ModelProto:
@@ -39,22 +40,35 @@ def joined(model: onnx.ModelProto, join: HeadJoin, what: str) -> onnx.ModelProto
     _freeze_inputs(b, join, pictures.name)
     kinds = {o.name: o for o in result.graph.output}
     values = [kinds[name] for name in join.outputs]
+    # Later steps name their outputs like some exports do.
+    for old in {JOINED, *join.outputs}:
+        _rename(result.graph, old, f"joined/{old}")
     size = (static_dimension(pictures, 2) or 0, static_dimension(pictures, 3) or 0)
-    head, rows, width = _head(b, join, values, size, what)
-    name = JOINED if JOINED not in _tensor_names(result.graph) else f"joined/{JOINED}"
-    b.name_output(head, name)
+    head, rows, width = _head(b, join, values, size, what, pictures.name)
+    if isinstance(rows, str):
+        head, rows = _fixed_rows(b, head), FINISHED_ROWS
+    b.name_output(head, JOINED)
     batch = dimensions(pictures)[0]
     del result.graph.output[:]
     result.graph.output.append(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, rows, width])
+        helper.make_tensor_value_info(JOINED, TensorProto.FLOAT, [batch, rows, width])
     )
     _sort_nodes(result.graph)
     return result
 
 
-def _tensor_names(graph: onnx.GraphProto) -> set[str]:
-    names = {name for node in graph.node for name in node.output}
-    return names | {v.name for v in graph.input}
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Rename a tensor wherever it is made or read."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+        for inner in _subgraphs(node):
+            _rename(inner, old, new)
+    for value in (*graph.initializer, *graph.value_info, *graph.output):
+        if value.name == old:
+            value.name = new
 
 
 def _freeze_inputs(b: GraphBuilder, join: HeadJoin, pictures: str) -> None:
@@ -113,10 +127,13 @@ def _head(
     values: list[onnx.ValueInfoProto],
     size: tuple[int, int],
     what: str,
+    pictures: str,
 ) -> tuple[str, int | str, int]:
     """Return the joined tensor, its number of rows and their width."""
-    if join.kind == "point_levels":
+    if join.kind in ("point_levels", "pixel_levels"):
         return _point_levels(b, join, values, size, what)
+    if join.kind == "exp_levels":
+        return _exp_levels(b, values, what)
     if join.kind == "anchor_levels":
         return _anchor_levels(b, join, values, what)
     first = values[0]
@@ -132,7 +149,73 @@ def _head(
         scores = b.unsqueeze(values[2].name, 2)
         rows: int | str = static_dimension(values[1], 1) or "queries"
         return b.op("Concat", values[1].name, scores, labels, axis=2), rows, 6
+    if join.kind == "counted":
+        return _counted(b, values), static_dimension(values[1], 1) or "dets", 6
+    if join.kind == "stacked":
+        return _stacked(b, values), "dets", 6
+    if join.kind == "indexed":
+        return _indexed(b, values[0].name, pictures), "dets", 6
     return _queries(b, join, values, what)
+
+
+def _fixed_rows(b: GraphBuilder, rows: str) -> str:
+    """Return the best of rows (B, any number, 6), filled up with zeros to one shape."""
+    count = b.op("Gather", b.op("Shape", rows), b.constant(0, np.int64), axis=0)
+    shape = b.op("Concat", b.unsqueeze(count, 0), b.ints(FINISHED_ROWS, 6), axis=0)
+    nothing = b.op("Expand", b.constant(0, np.float32), shape)
+    filled = b.op("Concat", rows, nothing, axis=1)
+    scores = b.op("Reshape", b.slice(filled, 2, 4, 5), b.ints(0, -1))
+    return b.gather_rows(filled, b.topk(scores, FINISHED_ROWS, axis=1)[1], 6)
+
+
+def _counted(b: GraphBuilder, values: list[onnx.ValueInfoProto]) -> str:
+    """Join counted detections; rows from the count on score zero, which no threshold admits."""
+    count, boxes, scores, labels = (v.name for v in values)
+    width = b.op("Gather", b.op("Shape", scores), b.constant(1, np.int64), axis=0)
+    places = b.op("Range", b.constant(0, np.int64), width, b.constant(1, np.int64))
+    real = b.op("Less", places, b.as_int64(b.op("Reshape", count, b.ints(-1, 1))))
+    scores = b.op("Where", real, scores, b.constant(0, np.float32))
+    # Some exporters number what is no detection -1.
+    labels = b.op("Max", b.as_float(labels), b.constant(0, np.float32))
+    return b.op("Concat", boxes, b.unsqueeze(scores, 2), b.unsqueeze(labels, 2), axis=2)
+
+
+def _stacked(b: GraphBuilder, values: list[onnx.ValueInfoProto]) -> str:
+    """Deal stacked rows out to their pictures, as many places each as the fullest needs."""
+    count = b.op("Reshape", b.as_int64(values[1].name), b.ints(-1))
+    # A row of zeros behind the last stands in for what a picture has too few of.
+    given = b.op("Reshape", values[0].name, b.ints(-1, 6))
+    rows = b.op("Concat", given, b.constant(np.zeros((1, 6)), np.float32), axis=0)
+    last = b.op("Sub", b.op("Shape", rows), b.ints(1, 6))
+    last = b.slice(last, 0, 0, 1)
+    ends = b.op("CumSum", count, b.constant(0, np.int64))
+    starts = b.unsqueeze(b.op("Sub", ends, count), 1)
+    # Max itself knows no int64 before opset 12.
+    most = b.reduce("ReduceMax", b.op("Concat", count, b.ints(1), axis=0), 0)
+    places = b.op("Range", b.constant(0, np.int64), most, b.constant(1, np.int64))
+    real = b.op("Less", places, b.unsqueeze(count, 1))
+    index = b.op("Where", real, b.op("Add", starts, places), last)
+    dealt = b.op("Gather", rows, index, axis=0)
+    label, score = b.slice(dealt, 2, 0, 1), b.slice(dealt, 2, 1, 2)
+    return b.op("Concat", b.slice(dealt, 2, 2, 6), score, label, axis=2)
+
+
+def _indexed(b: GraphBuilder, rows: str, pictures: str) -> str:
+    """Give every picture all rows; those of other pictures score zero there."""
+    # A row of zeros behind the last: no graph likes an axis without places.
+    rows = b.op("Concat", rows, b.constant(np.zeros((1, 7)), np.float32), axis=0)
+    first = b.constant(0, np.int64)
+    count = b.op("Gather", b.op("Shape", pictures), first, axis=0)
+    turn = b.unsqueeze(b.op("Range", first, count, b.constant(1, np.int64)), 1)
+    index, box, label, score = (
+        b.unsqueeze(b.slice(rows, 1, start, end), 0)
+        for start, end in ((0, 1), (1, 5), (5, 6), (6, 7))
+    )
+    own = b.as_float(b.op("Equal", b.as_int64(index), b.unsqueeze(turn, 2)))
+    score = b.op("Mul", own, score)
+    spread = b.op("Mul", own, b.constant(0, np.float32))
+    columns = [b.op("Add", spread, box), score, b.op("Add", spread, label)]
+    return b.op("Concat", *columns, axis=2)
 
 
 def _queries(
@@ -165,12 +248,17 @@ def _point_levels(
 ) -> tuple[str, int, int]:
     """Decode distances from points: x1 = (cell + offset - distance) * stride, and so on."""
     distances, scores, count, classes = [], [], 0, 0
-    for value in values:
+    apart = join.kind == "pixel_levels"
+    for index, value in enumerate(values[: len(join.strides)]):
         channels, height, width = _sizes(value, what)
-        classes, cells = channels - 4 * join.bins, height * width
+        classes, cells = channels if apart else channels - 4 * join.bins, height * width
         flat = b.op("Reshape", value.name, b.ints(0, channels, cells))
         scores.append(b.part(flat, 1, 0, classes, channels))
-        reach = b.part(flat, 1, classes, channels, channels)
+        if apart:
+            far = values[len(join.strides) + index].name
+            reach = b.op("Reshape", far, b.ints(0, 4, cells))
+        else:
+            reach = b.part(flat, 1, classes, channels, channels)
         if join.bins > 1:
             spread = b.op("Reshape", reach, b.ints(0, 4, join.bins, cells))
             steps = b.constant(np.arange(join.bins).reshape(1, 1, -1, 1), np.float32)
@@ -185,12 +273,31 @@ def _point_levels(
     if len(cells_xy) != count:
         raise GraphError(what, "its maps are not those of its strides", "check --family")
     reach = b.op("Transpose", b.op("Concat", *distances, axis=2), perm=[0, 2, 1])
-    reach = b.op("Mul", reach, b.constant(steps_px, np.float32))
+    if not apart:
+        reach = b.op("Mul", reach, b.constant(steps_px, np.float32))
     points = b.constant((cells_xy + np.float32(join.offset)) * steps_px, np.float32)
     low = b.op("Sub", points, b.part(reach, 2, 0, 2, 4))
     high = b.op("Add", points, b.part(reach, 2, 2, 4, 4))
     score = b.op("Sigmoid", b.op("Transpose", b.op("Concat", *scores, axis=2), perm=[0, 2, 1]))
     return b.op("Concat", low, high, score, axis=2), count, 4 + classes
+
+
+def _exp_levels(
+    b: GraphBuilder, values: list[onnx.ValueInfoProto], what: str
+) -> tuple[str, int, int]:
+    """Put the columns in the order of YOLOX's own export: box, objectness, classes."""
+    levels, count, channels = [], 0, 0
+    for value in values:
+        channels, height, width = _sizes(value, what)
+        levels.append(b.op("Reshape", value.name, b.ints(0, channels, height * width)))
+        count += height * width
+    rows = b.op("Transpose", b.op("Concat", *levels, axis=2), perm=[0, 2, 1])
+    classes = channels - 5
+    label = b.part(rows, 2, 0, classes, channels)
+    rest = b.part(rows, 2, classes, channels, channels)
+    box, objectness = b.part(rest, 2, 0, 4, 5), b.part(rest, 2, 4, 5, 5)
+    columns = [box, b.op("Sigmoid", objectness), b.op("Sigmoid", label)]
+    return b.op("Concat", *columns, axis=2), count, channels
 
 
 def _anchor_levels(

@@ -29,6 +29,7 @@ class SourceRequest:
         image_size: Network input (height, width) in pixels; None takes the model's own.
         head: Which head of a model that has two (v10, 26); `auto` takes the NMS-free one.
         labels: Class names that replace the model's own.
+        colors: Their colours, as `ModelSpec.class_colors`; empty keeps the model's own.
         opset: ONNX operator set; None is 17, or what a raw ONNX has if that is newer.
         batch: Fixed number of pictures, or None for a dynamic batch.
         simplify: Run onnxslim.
@@ -49,6 +50,7 @@ class SourceRequest:
     trust_checkpoint: bool = False
     seed: int = 0
     config: Path | None = None
+    colors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,15 @@ from boxwright.sources.torch_export import (
 )
 from boxwright.types import HeadLayout, ModelSpec, Preprocess
 
-__all__ = ["SOURCE", "claims", "native_network"]
+__all__ = [
+    "SOURCE",
+    "claims",
+    "folded_network",
+    "kind_of",
+    "native_network",
+    "openmmlab_preprocess",
+    "spec_of",
+]
 
 _OUTPUT = "output"
 _KINDS = ("yolov5", "yolov6", "yolov7", "yolov8", "yolox", "ppyoloe", "rtmdet")
@@ -71,7 +79,7 @@ def _check(request: SourceRequest) -> None:
         raise SourceError(str(request.config), "there is no such file", "check --config")
 
 
-def _kind(file: NativeFile, request: SourceRequest) -> str:
+def kind_of(file: NativeFile, request: SourceRequest) -> str:
     """Return the kind of network: what the file says, or what was asked for."""
     if request.family is not None:
         asked = request.family.lower()
@@ -102,8 +110,10 @@ def _triple(value: Any) -> tuple[float, float, float] | None:
     return (float(value[0]), float(value[1]), float(value[2]))
 
 
-def openmmlab_preprocess(settings: Mapping[str, Any], config: OpenmmlabConfig) -> Preprocess:
-    """Return how the test pipeline of a configuration feeds pictures."""
+def openmmlab_preprocess(
+    settings: Mapping[str, Any], config: OpenmmlabConfig, input_size: tuple[int, int]
+) -> Preprocess:
+    """Return how the test pipeline of a configuration feeds an input of (height, width)."""
     model = settings.get("model")
     data = model.get("data_preprocessor") if isinstance(model, dict) else None
     data = data if isinstance(data, dict) else {}
@@ -115,8 +125,11 @@ def openmmlab_preprocess(settings: Mapping[str, Any], config: OpenmmlabConfig) -
     names = {str(s.get("type")).rsplit(".", 1)[-1]: s for s in pipeline_of(settings)}
     stretch = names.get("FixShapeResize") or names.get("Resize", {})
     if "LetterResize" in names or not names:
-        # YOLOv5KeepRatioResize floors the sides, and shrinks by area.
-        return dataclasses.replace(rules, rounding="floor", interpolation="area")
+        # YOLOv5KeepRatioResize floors the sides, and shrinks by area. LetterResize, which comes
+        # next, finds nothing to do where the input is a square.
+        rules = dataclasses.replace(rules, rounding="floor", interpolation="area")
+        square = input_size[0] == input_size[1]
+        return rules if square else dataclasses.replace(rules, resize="letterbox_twice")
     cubic = stretch.get("interpolation") == "bicubic"
     rules = dataclasses.replace(rules, interpolation="cubic" if cubic else "linear")
     if not stretch.get("keep_ratio", "FixShapeResize" not in names):
@@ -124,8 +137,14 @@ def openmmlab_preprocess(settings: Mapping[str, Any], config: OpenmmlabConfig) -
     return dataclasses.replace(rules, resize="letterbox_top_left")
 
 
-def _spec(file: NativeFile, request: SourceRequest) -> ModelSpec:
-    kind = _kind(file, request)
+def spec_of(file: NativeFile, request: SourceRequest) -> ModelSpec:
+    """Return what the network of a checkpoint is.
+
+    Raises:
+        SourceError: The names are not those of its classes.
+        RequestError: The picture size does not fit its strides.
+    """
+    kind = kind_of(file, request)
     family = catalog.family(_FAMILIES.get(kind, kind))
     sidecars = read_sidecars(request.path)
     names = request.labels or sidecars.labels or file.class_names
@@ -144,7 +163,7 @@ def _spec(file: NativeFile, request: SourceRequest) -> ModelSpec:
         )
     rules = family.preprocess
     if file.config is not None:
-        rules = openmmlab_preprocess(file.settings, file.config)
+        rules = openmmlab_preprocess(file.settings, file.config, size)
     return ModelSpec(
         name=request.name,
         family=family.name,
@@ -157,6 +176,7 @@ def _spec(file: NativeFile, request: SourceRequest) -> ModelSpec:
             family.score_threshold if sidecars.score_threshold is None else sidecars.score_threshold
         ),
         iou_threshold=family.iou_threshold,
+        class_colors=() if request.labels or sidecars.labels else file.class_colors,
     )
 
 
@@ -213,7 +233,7 @@ def native_network(file: NativeFile, kind: str, what: str, *, fused: bool) -> An
     return module.eval()
 
 
-def _fused(file: NativeFile, spec: ModelSpec, kind: str, what: str) -> Any:
+def folded_network(file: NativeFile, spec: ModelSpec, kind: str, what: str) -> Any:
     """Return the folded network after comparing it with the plain one on random numbers.
 
     Raises:
@@ -245,13 +265,13 @@ def _fused(file: NativeFile, spec: ModelSpec, kind: str, what: str) -> Any:
 
 
 def _describe(request: SourceRequest) -> ModelSpec:
-    return _spec(read_native(request.path, request.config), request)
+    return spec_of(read_native(request.path, request.config), request)
 
 
 def _export(request: SourceRequest) -> RawModel:
     file = read_native(request.path, request.config)
-    spec = _spec(file, request)
-    module = _fused(file, spec, _kind(file, request), str(request.path))
+    spec = spec_of(file, request)
+    module = folded_network(file, spec, kind_of(file, request), str(request.path))
     return RawModel(onnx_from_module(module, spec.input_size, _OUTPUT, request), spec)
 
 
@@ -260,8 +280,8 @@ def _reference(request: SourceRequest, options: BackendOptions) -> Backend:
     from boxwright.backends.pytorch import PyTorchBackend
 
     file = read_native(request.path, request.config)
-    spec = _spec(file, request)
-    module = native_network(file, _kind(file, request), str(request.path), fused=False)
+    spec = spec_of(file, request)
+    module = native_network(file, kind_of(file, request), str(request.path), fused=False)
     return PyTorchBackend(module, spec.input_size, _OUTPUT, options)
 
 

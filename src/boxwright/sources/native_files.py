@@ -20,7 +20,7 @@ from boxwright.sources.inert import Record, TensorRecord
 from boxwright.sources.openmmlab_config import config_from_file, config_from_text, network_config
 from boxwright.sources.pickles import DAMAGE, class_names_from, damaged, open_checkpoint
 from boxwright.sources.project_records import recorded_from
-from boxwright.sources.sidecars import COCO_NAMES
+from boxwright.sources.sidecars import COCO_NAMES, labels_from_json
 from boxwright.sources.torch_zip import open_archive
 
 __all__ = ["NativeFile", "is_project_pickle", "read_native"]
@@ -60,6 +60,7 @@ class NativeFile:
         facts: Of the layers, for pickled networks.
         config: Of an OpenMMLab network.
         settings: The whole OpenMMLab configuration.
+        class_colors: As `ModelSpec` has them, from an OpenMMLab palette.
     """
 
     project: Project
@@ -73,6 +74,7 @@ class NativeFile:
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     config: OpenmmlabConfig | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    class_colors: tuple[str, ...] = ()
 
 
 def is_project_pickle(path: Path) -> bool:
@@ -219,6 +221,7 @@ def _openmmlab(
         spelled=spelled,
         config=config,
         settings=settings,
+        class_colors=_palette(meta, settings, config.class_count),
     )
 
 
@@ -237,6 +240,22 @@ def _class_names(meta: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
             found = place.get(key) if isinstance(place, dict) else None
             if isinstance(found, (list, tuple)) and all(isinstance(n, str) for n in found):
                 return tuple(found)
+    return ()
+
+
+def _palette(meta: Any, settings: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Return the colours of the classes, or (): a palette may be the name of one, too."""
+    facts = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    for place in (facts, settings.get("metainfo")):
+        for key in ("palette", "PALETTE"):
+            found = place.get(key) if isinstance(place, dict) else None
+            if isinstance(found, (list, tuple)) and len(found) == count:
+                try:
+                    return labels_from_json(
+                        {"classes": [""] * count, "palette": found}, "palette"
+                    ).colors
+                except SourceError:
+                    continue
     return ()
 
 

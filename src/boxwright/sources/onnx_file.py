@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,27 +14,35 @@ from onnx import version_converter
 from boxwright import catalog
 from boxwright.backends import Backend, BackendOptions
 from boxwright.errors import BackendError, GraphError, RequestError, SourceError
-from boxwright.families import class_names_from_metadata
+from boxwright.families import Family, Match, class_names_from_metadata
 from boxwright.graph.builder import default_opset
 from boxwright.graph.io import bytes_from_model, model_from_file, read_stamp, signature_of
 from boxwright.graph.join import joined
 from boxwright.graph.shapes import dimensions, free_batch, real_inputs, set_batch, static_dimension
 from boxwright.graph.simplify import simplified
 from boxwright.sources import RawModel, Source, SourceRequest
+from boxwright.sources.native import openmmlab_preprocess
+from boxwright.sources.openmmlab_config import config_from_file, network_config
 from boxwright.sources.sidecars import read_sidecars
-from boxwright.types import DEFAULT_OPSET, ModelSpec
+from boxwright.types import DEFAULT_OPSET, GraphSignature, ModelSpec, Preprocess
 
 __all__ = ["SOURCE", "joined_bytes"]
 
 _END2END = {"num_dets", "det_boxes", "num_detections"}
+_DATA_DEPENDENT = frozenset({"NonMaxSuppression", "NonZero", "Compress", "Unique"})
+_PLUGINS = frozenset(
+    {"EfficientNMS_TRT", "BatchedNMS_TRT", "BatchedNMSDynamic_TRT", "TRTBatchedNMS"}
+)
 
 
 def _inputs(request: SourceRequest) -> tuple[Path, ...]:
-    return (request.path, *read_sidecars(request.path).files)
+    config = (request.config,) if request.config is not None else ()
+    return (request.path, *config, *read_sidecars(request.path).files)
 
 
 def _versions() -> dict[str, str]:
-    return {n: version(n) for n in ("onnx", "onnxruntime", "onnxslim")}
+    own = {n: version(n) for n in ("onnx", "onnxruntime", "onnxslim")}
+    return {**own, **catalog.family_packages()}
 
 
 def _check(request: SourceRequest) -> None:
@@ -41,17 +50,28 @@ def _check(request: SourceRequest) -> None:
         raise RequestError(
             "--trust-checkpoint", "an ONNX file holds no code to trust", "drop the option"
         )
+    if request.config is not None and not request.config.is_file():
+        raise SourceError(str(request.config), "there is no such file", "check --config")
 
 
 def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
     """Recognise the graph and name its classes."""
     stamp = read_stamp(model, str(request.path))
     outputs = {o.name for o in model.graph.output}
-    if outputs & _END2END or (stamp and stamp.target and stamp.target.outputs == "end2end"):
+    ours = bool(stamp and stamp.target and stamp.target.outputs == "end2end")
+    if ours or (outputs & _END2END and request.family is None):
         raise SourceError(
             str(request.path),
             f"it holds NMS already (outputs {', '.join(sorted(outputs))})",
-            "give the raw export",
+            "give the raw export"
+            + ("" if ours else ", or say with --family whose detections they are"),
+        )
+    plugins = sorted(_PLUGINS & {n.op_type for n in model.graph.node})
+    if plugins:
+        raise SourceError(
+            str(request.path),
+            f"it holds the plugin {plugins[0]}, which TensorRT alone runs and nothing proves",
+            "give the raw export; --outputs end2end --nms efficient_nms adds the plugin again",
         )
     if stamp and stamp.target and stamp.target.input == "image":
         raise SourceError(
@@ -75,8 +95,12 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
             "drop the option, or export the checkpoint itself",
         )
     if stamp is not None and request.family is None:
+        if request.config is not None:
+            raise RequestError(
+                f"--config {request.config}", f"{request.path} says itself what it is", "drop it"
+            )
         return _renamed(stamp.spec, request)
-    family, match = catalog.recognise(signature, request.family, str(request.path))
+    family, match = _recognised(signature, request)
     fixed = {name for name, _ in match.join.fixed_inputs} if match.join else set()
     if {i.name for i in inputs} - fixed != {picture.name}:
         shapes = ", ".join(f"{i.name} {list(dimensions(i))}" for i in inputs)
@@ -94,19 +118,48 @@ def _spec(model: onnx.ModelProto, request: SourceRequest) -> ModelSpec:
         raise SourceError(
             str(request.path), "the file does not name its classes", "give them with --labels"
         )
+    score = 0.0 if match.task == "classify" else family.score_threshold
     return ModelSpec(
         name=request.name,
         family=family.name,
-        task="detect",
+        task=match.task,
         class_names=names,
         input_size=(height, width),
-        preprocess=family.preprocess,
+        preprocess=_preprocess(request, match.preprocess or family.preprocess, (height, width)),
         layout=match.layout,
-        score_threshold=(
-            family.score_threshold if sidecars.score_threshold is None else sidecars.score_threshold
-        ),
+        score_threshold=(score if sidecars.score_threshold is None else sidecars.score_threshold),
         iou_threshold=family.iou_threshold,
     )
+
+
+def _recognised(signature: GraphSignature, request: SourceRequest) -> tuple[Family, Match]:
+    """Recognise a graph; anchors are those of the OpenMMLab configuration that was given."""
+    family, match = catalog.recognise(signature, request.family, str(request.path))
+    join = match.join
+    if request.config is None or join is None or join.kind != "anchor_levels":
+        return family, match
+    config = network_config(config_from_file(request.config), str(request.config))
+    if [len(level) for level in config.anchors] != [len(level) for level in join.anchors]:
+        raise RequestError(
+            f"--config {request.config}",
+            f"its anchors are not those of {request.path}, which has {len(join.anchors)} levels "
+            f"of {len(join.anchors[0])}",
+            "give the configuration that the file was exported with",
+        )
+    return family, dataclasses.replace(
+        match, join=dataclasses.replace(join, anchors=config.anchors)
+    )
+
+
+def _preprocess(
+    request: SourceRequest, usual: Preprocess, input_size: tuple[int, int]
+) -> Preprocess:
+    """Return how pictures are fed: by the OpenMMLab configuration that was given, or as usual."""
+    if request.config is None:
+        return usual
+    settings = config_from_file(request.config)
+    config = network_config(settings, str(request.config))
+    return openmmlab_preprocess(settings, config, input_size)
 
 
 def _picture_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
@@ -119,8 +172,7 @@ def _single_head(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelPr
     """Return the graph with its project's outputs joined to one; most have one already."""
     if read_stamp(model, str(request.path)) is not None and request.family is None:
         return model
-    signature = signature_of(model)
-    _, match = catalog.recognise(signature, request.family, str(request.path))
+    _, match = _recognised(signature_of(model), request)
     return model if match.join is None else joined(model, match.join, str(request.path))
 
 
@@ -192,11 +244,23 @@ def _with_size(model: onnx.ModelProto, size: tuple[int, int], what: str) -> onnx
         bytes_from_model(fixed, what), BackendOptions(device="cpu")
     )
     outputs = runtime.infer({tensor.name: np.zeros((count, 3, *size), np.float32)})
+    counts_what_it_sees = any(n.op_type in _DATA_DEPENDENT for n in _all_nodes(fixed.graph))
     for value in fixed.graph.output:
-        for axis, side in enumerate(outputs[value.name].shape):
-            if axis:
+        shape = outputs[value.name].shape
+        for axis, side in enumerate(shape):
+            # How many detections there are is not told by one run; how many columns they have is.
+            columns = len(shape) == 3 and axis == 2
+            if axis and (columns or not counts_what_it_sees):
                 value.type.tensor_type.shape.dim[axis].dim_value = side
     return fixed
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _all_nodes(attribute.g)
 
 
 def _export(request: SourceRequest) -> RawModel:
@@ -217,7 +281,23 @@ def _export(request: SourceRequest) -> RawModel:
             ) from None
     if request.simplify:
         model = simplified(model, str(request.path))
-    return RawModel(_with_batch(model, request), spec)
+    return RawModel(_with_names(_with_batch(model, request)), spec)
+
+
+def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which every node has a name of its own: FP16 and INT8 tell layers by it."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    taken = {n.name for n in result.graph.node}
+    seen = {""}
+    for index, node in enumerate(result.graph.node):
+        name, number = node.name or f"{node.op_type}_{index}", 0
+        while name in seen or (name != node.name and name in taken):
+            number += 1
+            name = f"{node.name or node.op_type}_{index}_{number}"
+        node.name = name
+        seen.add(name)
+    return result
 
 
 def _with_batch(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelProto:

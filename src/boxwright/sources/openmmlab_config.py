@@ -134,8 +134,10 @@ def _computed(node: ast.expr, names: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         sides = (_value(node.left, names), _value(node.right, names))
         if all(type(s) in (int, float) for s in sides):
-            divides = isinstance(node.op, (ast.Div, ast.FloorDiv))
-            return _UNKNOWN if divides and not sides[1] else _OPERATORS[type(node.op)](*sides)
+            try:
+                return _OPERATORS[type(node.op)](*sides)
+            except (ZeroDivisionError, OverflowError):
+                return _UNKNOWN
     if isinstance(node, ast.Attribute):
         if isinstance(node.value, ast.Name) and node.value.id == "_base_":
             return names["_base_names"].get(node.attr, _UNKNOWN)

@@ -53,6 +53,10 @@ def _check(request: SourceRequest) -> None:
         raise RequestError(
             f"--family {request.family}", "a checkpoint says its family itself", "drop the option"
         )
+    if request.config is not None:
+        raise RequestError(
+            f"--config {request.config}", "it is for OpenMMLab checkpoints", "drop the option"
+        )
     check_image_size(request)
     if request.path.is_file() and request.path.suffix in (".yaml", ".yml"):
         _read_config(request.path)

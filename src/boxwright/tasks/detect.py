@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 
 import cv2
 
@@ -14,11 +15,18 @@ __all__ = ["TASK", "color_of_class", "draw_boxes", "draw_labels", "printable"]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def color_of_class(class_id: int) -> tuple[int, int, int]:
-    """Return a BGR colour; neighbours in number are far apart in hue (golden-ratio steps)."""
+def color_of_class(class_id: int, own: Sequence[str] = ()) -> tuple[int, int, int]:
+    """Return a BGR colour; neighbours in number are far apart in hue (golden-ratio steps).
+
+    >>> color_of_class(1, ("", "#0a141e"))
+    (30, 20, 10)
+    """
+    if 0 <= class_id < len(own) and own[class_id]:
+        red, green, blue = bytes.fromhex(own[class_id][1:])
+        return blue, green, red
     hue = (0.02 + class_id * 0.6180339887) % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.9)
-    return int(blue * 255), int(green * 255), int(red * 255)
+    r, g, b = colorsys.hsv_to_rgb(hue, 0.85, 0.9)
+    return int(b * 255), int(g * 255), int(r * 255)
 
 
 def draw_boxes(image: Image, detections: Detections) -> Image:
@@ -37,7 +45,7 @@ def draw_labels(canvas: Image, detections: Detections, boxes: bool = False) -> I
     line = max(1, round((height + width) / 2 * 0.0025))
     font = max(0.35, line * 0.3)
     for box, score, class_id in reversed(list(detections)):
-        color = color_of_class(class_id)
+        color = color_of_class(class_id, detections.class_colors)
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         if boxes:
             cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line, cv2.LINE_AA)

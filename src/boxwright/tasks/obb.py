@@ -30,7 +30,8 @@ def draw_rotated(image: Image, detections: Detections) -> Image:
     labels = detections.class_ids.tolist()
     for points, class_id in reversed(list(zip(corners, labels, strict=True))):
         outline = np.round(points).astype(np.int32)
-        cv2.polylines(canvas, [outline], True, color_of_class(class_id), line, cv2.LINE_AA)
+        color = color_of_class(class_id, detections.class_colors)
+        cv2.polylines(canvas, [outline], True, color, line, cv2.LINE_AA)
     return draw_labels(canvas, replace(detections, xyxy=_topmost(corners, detections)))
 
 

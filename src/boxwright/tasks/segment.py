@@ -25,7 +25,7 @@ def draw_masks(image: Image, detections: Detections) -> Image:
     line = max(1, round(sum(canvas.shape[:2]) / 2 * 0.002))
     crops = detections.mask_crops or ()
     for crop, class_id in reversed(list(zip(crops, detections.class_ids.tolist(), strict=True))):
-        color = color_of_class(class_id)
+        color = color_of_class(class_id, detections.class_colors)
         height, width = crop.pixels.shape
         part = canvas[crop.top : crop.top + height, crop.left : crop.left + width]
         tint = part[crop.pixels] * (1 - _OPACITY) + np.array(color) * _OPACITY
