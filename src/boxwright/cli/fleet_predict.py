@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boxwright.cli.devices import devices_option
+from boxwright.cli.fleet_ray import ray_options
 from boxwright.cli.options import device_arguments, runtime_options
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ _MOST_DECODERS = 16
     show_default=True,
     help="This machine, or a Ray cluster.",
 )
+@ray_options
 @runtime_options
 @devices_option
 @click.option(
@@ -135,6 +138,7 @@ def predict_command(artifact: str, input: str, **options: Any) -> int:
             pace=pace,
             format=options["form"],
             shard_size=options["shard_size"],
+            labels=options["labels"],
             classes=classes,
             keep_listing=options["keep_listing"],
             redo_failed=options["redo_failed"],
@@ -178,17 +182,22 @@ def _settings(options: dict[str, Any]) -> tuple[Settings, Pace]:
         score_threshold=options["score_threshold"],
         iou_threshold=options["iou_threshold"],
         family=options["family"],
-        labels=options["labels"],
         cuda_graph=device["cuda_graph"],
         provider_options=tuple(device["provider_options"].items()),
     )
-    gpu = _on_gpu(options) or "gpu" in (options["decode"], options["preprocess"])
+    if options["num_gpus"] and choice.kind == "auto":
+        settings = dataclasses.replace(settings, device="cuda")
+    gpu = (
+        _on_gpu(options)
+        or bool(options["num_gpus"])
+        or "gpu" in (options["decode"], options["preprocess"])
+    )
     decoders, threads = options["decoders"], options["threads"]
     if decoders is None:
         shared = len(options["devices"].split(",")) if options["devices"] else 1
         decoders = max(1, min(_MOST_DECODERS, usable_cores() // shared)) if gpu else 0
     if threads is None and not gpu and options["workers"] != 1:
-        threads = 1
+        threads = int(options["num_cpus"] or 1)
     cache = device["engine_cache"]
     pace = Pace(threads, decoders, str(cache) if cache else None, device["profile_batch"])
     return settings, pace
@@ -200,11 +209,15 @@ def _engine(job: Job, options: dict[str, Any]) -> Engine:
     Raises:
         RequestError: Options do not go together.
     """
+    from boxwright.cli.fleet_ray import engine_on_ray, refuse_without_ray
     from boxwright.errors import RequestError
     from boxwright.fleet.local import HERE, InProcess, Processes
     from boxwright.gpus import device_numbers
     from boxwright.machine import usable_cores
 
+    if options["engine"] == "ray":
+        return engine_on_ray(options)
+    refuse_without_ray(options)
     if options["devices"]:
         places = [visible for _, visible in device_numbers(options["devices"], os.environ)]
         if options["workers"]:

@@ -28,7 +28,7 @@ class Settings:
         decode, preprocess: Where JPEG files are decoded and pictures letterboxed.
         score_threshold, iou_threshold: Operating settings; None takes the file's own.
         class_ids: Only these; None keeps all.
-        family, labels: Of a raw file that does not say.
+        family: Of a raw file that does not say.
         cuda_graph, provider_options: Of GPUs.
     """
 
@@ -41,7 +41,6 @@ class Settings:
     iou_threshold: float | None = None
     class_ids: tuple[int, ...] | None = None
     family: str | None = None
-    labels: str | None = None
     cuda_graph: bool = True
     provider_options: tuple[tuple[str, str], ...] = ()
 

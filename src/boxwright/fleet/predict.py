@@ -91,6 +91,7 @@ def fleet_predict(
     pace: Pace,
     format: Format = "parquet",
     shard_size: int = DEFAULT_SHARD,
+    labels: str | None = None,
     classes: Callable[[Sequence[str]], Sequence[int] | None] = lambda _: None,
     keep_listing: bool = False,
     redo_failed: bool = False,
@@ -107,6 +108,7 @@ def fleet_predict(
         pace: What decides how fast.
         format: Of the shards; `coco` makes one COCO JSON file of them.
         shard_size: Inputs of a shard.
+        labels: Class names for a file that has none: a file, or `coco`.
         classes: Reads which classes are wanted, given the model's names.
         keep_listing: Do not list the inputs again.
         redo_failed: Do shards again in which pictures failed.
@@ -122,7 +124,7 @@ def fleet_predict(
         parquet_modules("--format parquet")
     if shard_size < 1 or settings.batch < 1:
         raise RequestError(f"--shard-size {shard_size}", "it is not positive", "use e.g. 1000")
-    spec = spec_from_file(artifact, settings.family, settings.labels)
+    spec = spec_from_file(artifact, settings.family, labels)
     wanted = classes(spec.class_names)
     with open_folder(
         out, text, keep_listing=keep_listing, count=lambda n: listener.pictures(0, n, 0)

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from boxwright.errors import RequestError, nearest_name
 from boxwright.types import Image
@@ -44,17 +45,20 @@ class Synthetic:
 
     def is_corrupt(self, index: int) -> bool:
         """Whether picture `index` is one that cannot be read."""
-        return self._raw(index, 1)[0] % _MILLION < round(self.corrupt * _MILLION)
+        return self._is_bad(self._raw(index, 1))
+
+    def _is_bad(self, words: npt.NDArray[np.uint64]) -> bool:
+        return int(words[0]) % _MILLION < round(self.corrupt * _MILLION)
 
     def load(self, index: int) -> bytes | Image:
         """Return picture `index`: (H, W, 3) uint8 BGR, or the bytes of a file."""
         height, width = self.size
-        words = np.array(self._raw(index, 1 + _CELLS * _CELLS)[1:], np.uint64)
-        colors = words.view(np.uint8).reshape(_CELLS, _CELLS, 8)[..., :3]
+        words = self._raw(index, 1 + _CELLS * _CELLS)
+        colors = words[1:].view(np.uint8).reshape(_CELLS, _CELLS, 8)[..., :3]
         rows = np.arange(height) * _CELLS // height
         columns = np.arange(width) * _CELLS // width
         image: Image = np.ascontiguousarray(colors[rows[:, None], columns[None]])
-        bad = self.is_corrupt(index)
+        bad = self._is_bad(words)
         if not (self.jpeg or bad):
             return image
         done, data = cv2.imencode(".jpg", image)
@@ -62,10 +66,9 @@ class Synthetic:
         whole: bytes = data.tobytes()
         return whole[: len(whole) // 2] if bad else whole
 
-    def _raw(self, index: int, count: int) -> list[int]:
+    def _raw(self, index: int, count: int) -> npt.NDArray[np.uint64]:
         """Return numbers of 64 bits; NumPy promises that PCG64's stay what they are."""
-        words: list[int] = np.random.PCG64([self.seed, index]).random_raw(count).tolist()
-        return words
+        return np.asarray(np.random.PCG64([self.seed, index]).random_raw(count), "<u8")
 
 
 def synthetic_from_text(text: str) -> Synthetic:

@@ -100,7 +100,6 @@ def open_artifact(path: Path, sha256: str, settings: Settings, pace: Pace) -> De
         score_threshold=settings.score_threshold,
         iou_threshold=settings.iou_threshold,
         family=settings.family,
-        labels=settings.labels,
         cuda_graph=settings.cuda_graph,
         provider_options=dict(settings.provider_options),
         engine_cache=Path(pace.engine_cache) if pace.engine_cache else None,
