@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from boxwright.cli.fleet_predict import predict_command
+from boxwright.cli.fleet_run import run_command
 
 __all__ = ["command"]
 
@@ -19,3 +20,4 @@ def command() -> None:
 
 
 command.add_command(predict_command)
+command.add_command(run_command)

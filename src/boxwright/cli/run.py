@@ -11,7 +11,7 @@ import click
 
 from boxwright.cli.options import conversion_options, recipe_data_from_options, words_from_text
 
-__all__ = ["command", "execute"]
+__all__ = ["command", "execute", "recipe_from_path"]
 
 
 @click.command("run")
@@ -59,7 +59,7 @@ def execute(source: str, options: dict[str, Any], *, verify: bool) -> None:
     from boxwright.plan import plan_lines
     from boxwright.recipe import recipe_from_mapping
 
-    recipe = _recipe_file(source, options)
+    recipe = recipe_from_path(source, options)
     if recipe is None:
         data = recipe_data_from_options(source, options)
         if options["images"]:
@@ -105,7 +105,7 @@ def execute(source: str, options: dict[str, Any], *, verify: bool) -> None:
                 print_parity(row.parity, row.path.name)
 
 
-def _recipe_file(source: str, options: dict[str, Any]) -> Any:
+def recipe_from_path(source: str, options: dict[str, Any]) -> Any:
     """Return the recipe when SOURCE is one (a YAML mapping with `source`), otherwise None.
 
     Raises:

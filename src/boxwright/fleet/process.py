@@ -95,7 +95,8 @@ def main() -> None:
         said = json.dumps([error.asked, error.found, error.do])
         out.write(json.dumps({"error": said}).encode() + b"\n")
         out.flush()
-        sys.exit(error.exit_code)
+        sys.stderr.flush()
+        os._exit(error.exit_code)  # a thread waits for messages
 
 
 if __name__ == "__main__":
