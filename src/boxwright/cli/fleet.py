@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from boxwright.cli.fleet_evaluate import evaluate_command
 from boxwright.cli.fleet_predict import predict_command
 from boxwright.cli.fleet_run import run_command
 
@@ -21,3 +22,4 @@ def command() -> None:
 
 command.add_command(predict_command)
 command.add_command(run_command)
+command.add_command(evaluate_command)

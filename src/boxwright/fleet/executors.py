@@ -13,7 +13,7 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
-from boxwright.fleet.build_node import do_node
+from boxwright.fleet.node import do_node
 from boxwright.fleet.on_ray import connect
 
 __all__ = ["LocalExecutor", "RayExecutor"]
@@ -41,7 +41,7 @@ class LocalExecutor:
         home = str(Path(__file__).resolve().parents[2])
         places = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(
-            [sys.executable, "-m", "boxwright.fleet.build_node"],
+            [sys.executable, "-m", "boxwright.fleet.node"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -88,21 +88,26 @@ class LocalExecutor:
 class RayExecutor:
     """Tasks of a Ray cluster; all nodes share the folders that a recipe names, and --out."""
 
-    def __init__(self, address: str | None, num_cpus: float) -> None:
+    def __init__(self, address: str | None, num_cpus: float, num_gpus: float = 0.0) -> None:
         """Connect.
 
         Args:
             address: Of the cluster; None takes RAY_ADDRESS, or starts one on this machine.
-            num_cpus: Of each task.
+            num_cpus, num_gpus: Of each task.
 
         Raises:
             BackendError: There is no cluster.
         """
         self._ray = connect(address)
         # A task that dies with its node is begun again; what it leaves is the same.
-        remote = self._ray.remote(num_cpus=num_cpus, max_retries=3)
+        remote = self._ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)
+        self._num_cpus = num_cpus
         self._task: Any = remote(do_node)
         self._running: dict[Any, tuple[str, str]] = {}
+
+    def room(self) -> int:
+        """Return how many tasks the cluster has CPUs for."""
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1) / self._num_cpus))
 
     def free(self) -> bool:
         """See `Executor`: Ray has a queue of its own."""

@@ -1,4 +1,4 @@
-"""One node of a graph of builds, done in a process of its own: make a file, or prove a run.
+"""One node of a graph, done in a process of its own: make a file, prove a run, or measure parts.
 
 What a node makes it leaves as a file; only the process that owns the graph writes into stores, so
 that a node that dies, or is done twice, disturbs nothing.
@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Any
 
 from boxwright.errors import BoxwrightError, CheckFailedError
+from boxwright.fleet.evaluate_node import measure_parts
 from boxwright.outcome import Listener
 from boxwright.pipeline import prepare, run
 from boxwright.recipe import recipe_from_mapping
@@ -38,15 +39,15 @@ def do_node(message: Mapping[str, Any]) -> dict[str, Any]:
     """Do a node; what goes wrong is told, not raised.
 
     Args:
-        message: `kind` (step or prove), `recipe`, `out`, `models`, `cwd`, and of a step `file` and
-            `result`, the stem of what it leaves.
+        message: `kind`, `label`, `cwd`; of a step and a proof `recipe`, `out`, `models`, and of a
+            step `file` and `result`, the stem of what it leaves; of parts see `measure_parts`.
 
     Returns:
         `{}`, with `files` of a proof; or `error`, three texts, and `failed`, names of files.
     """
     os.chdir(message["cwd"])
     try:
-        return _step(message) if message["kind"] == "step" else _prove(message)
+        return _KINDS[message["kind"]](message)
     except BoxwrightError as error:
         return {"error": [error.asked, error.found, error.do]}
     except (MemoryError, RecursionError, RuntimeError, ArithmeticError, LookupError) as error:
@@ -90,6 +91,9 @@ def _prove(message: Mapping[str, Any]) -> dict[str, Any]:
     entries = Store.peek(folder).entries
     files = {n: e.sha256 for n, e in sorted(entries.items()) if e.state == "published"}
     return {"files": files, **({"failed": failed, "error": error} if error else {})}
+
+
+_KINDS = {"step": _step, "prove": _prove, "evaluate": measure_parts}
 
 
 def _end_with_parent() -> None:
