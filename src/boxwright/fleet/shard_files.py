@@ -210,8 +210,8 @@ def _detections(pa: Any, job: Job, rows: Sequence[Row]) -> Any:
         columns["mask"] = pa.array([m for r in rows for m in r.masks or ()], pa.string())
     for name in ("keypoints", "rotated"):
         if (job.task, name) in (("pose", "keypoints"), ("obb", "rotated")):
-            parts = [p.reshape(len(p), -1) for r in rows if (p := getattr(r, name)) is not None]
-            lists = [line for part in parts for line in part.tolist()]
+            parts = [p for r in rows if (p := getattr(r, name)) is not None]
+            lists = [one.ravel().tolist() for part in parts for one in part]
             columns[name] = pa.array(lists, pa.list_(pa.float32()))
     inner = pa.StructArray.from_arrays(list(columns.values()), list(columns))
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), inner)
