@@ -3,11 +3,12 @@
     python benchmarks/fleet_overhead.py --rounds 3 --out fleet_overhead.json
 
 `bare` is `for batch in pictures: detector(batch)` in one process with the runtime's own threads;
-`bare_1` the same with one thread; `local_1` the local engine in this process, with those threads;
-`local` the engine as it comes, a process of one thread a core; `ray` a cluster of this machine.
-Two models: a tiny one (64 px), where everything but the network counts, and the embedded sample
-(640 px). Rates leave the start out (from the first tenth of the rows to the last); `whole` is with
-it. The load average is kept with each: other work may run on the machine.
+`bare_1` the same with one thread; `local_1` the local engine in this process with one thread, to be
+held against `bare_1`; `local` the engine as it comes, a process of one thread a core; `ray` a
+cluster of this machine. Two models: a tiny one (64 px), where everything but the network counts,
+and the embedded sample (640 px). Rates are those from the first tenth of the rows to the last;
+`whole` is with the start; `cpu_ms` is the processor time of a picture between the same two moments,
+of this process alone, which other work on the machine disturbs least. The load average is kept.
 """
 
 from __future__ import annotations
@@ -48,15 +49,34 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", type=int, default=20_000, help="pictures for the tiny model")
-    parser.add_argument("--sample", type=int, default=400, help="pictures for the sample")
+    parser.add_argument("--sample", type=int, default=200, help="pictures for the sample")
     parser.add_argument("--out", type=Path, default=Path("fleet_overhead.json"))
     return parser.parse_args()
+
+
+class CpuClock(Clock):
+    """Keeps the processor time of this process, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cpu: list[tuple[int, float]] = []
+
+    def pictures(self, done: int, total: int, before: int) -> None:
+        """Keep the moment."""
+        super().pictures(done, total, before)
+        self.cpu.append((done, time.process_time()))
+
+    def cpu_ms(self) -> float:
+        """Return the processor time of a row, between the first and the last tenth."""
+        total = self.cpu[-1][0]
+        inner = [c for c in self.cpu if total * 0.1 <= c[0] <= total * 0.9]
+        return 1e3 * (inner[-1][1] - inner[0][1]) / (inner[-1][0] - inner[0][0])
 
 
 def bare(model: Path, text: str, batch: int, threads: int | None) -> dict[str, Any]:
     """Run the plain loop."""
     start = time.monotonic()
-    marks: list[tuple[float, int]] = []
+    marks: list[tuple[float, int, float]] = []
     done = 0
     with load(model, "onnxruntime", threads=threads, quiet=True) as detector:
         pictures = (FleetPicture(i, a, False) for i, a in enumerate(addresses(text)))
@@ -69,10 +89,11 @@ def bare(model: Path, text: str, batch: int, threads: int | None) -> dict[str, A
                     continue
             detector(images)
             done += len(chunk)
-            marks.append((time.monotonic() - start, done))
+            marks.append((time.monotonic() - start, done, time.process_time()))
     inner = [m for m in marks if done * 0.1 <= m[1] <= done * 0.9]
     rate = (inner[-1][1] - inner[0][1]) / (inner[-1][0] - inner[0][0])
-    return {"rate": rate, "whole": done / (time.monotonic() - start)}
+    cpu = (inner[-1][2] - inner[0][2]) / (inner[-1][1] - inner[0][1])
+    return {"rate": rate, "whole": done / (time.monotonic() - start), "cpu_ms": 1e3 * cpu}
 
 
 def fleet(
@@ -86,19 +107,24 @@ def fleet(
             return InProcess()
         return Processes([HERE] * cores) if way == "local" else OnRay(actors=(cores, cores))
 
-    clock = Clock()
+    clock = CpuClock()
     summary = fleet_predict(
         model,
         text,
         place,
         places,
         settings=Settings(batch=batch),
-        pace=Pace(None if way == "local_1" else 1),
+        pace=Pace(1),
         shard_size=shard_size,
         listener=clock,
     )
     whole = summary.rows / (time.monotonic() - clock.start)
-    return {"rate": clock.rate(), "whole": whole, "results_sha256": summary.results_sha256}
+    found = {"rate": clock.rate(), "whole": whole, "results_sha256": summary.results_sha256}
+    return {**found, "cpu_ms": clock.cpu_ms()} if way == "local_1" else found
+
+
+def _cpu(runs: dict[str, list[dict[str, Any]]], way: str) -> float:
+    return statistics.median(r["cpu_ms"] for r in runs[way])
 
 
 def main() -> None:
@@ -140,8 +166,11 @@ def main() -> None:
                 "runs": runs,
                 "median_rate": medians,
                 "of_bare": {way: medians[way] / medians["bare"] for way in WAYS},
+                "of_bare_1": {way: medians[way] / medians["bare_1"] for way in WAYS},
+                "cpu_bare_1_of_local_1": _cpu(runs, "bare_1") / _cpu(runs, "local_1"),
             }
-            print(case, medians, result["models"][case]["of_bare"], flush=True)
+            shown = {k: v for k, v in result["models"][case].items() if k != "runs"}
+            print(case, json.dumps(shown), flush=True)
             write_atomic(wishes.out, json.dumps(result, indent=1).encode())
 
 

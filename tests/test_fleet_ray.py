@@ -1,4 +1,4 @@
-"""The engine `ray` on a small cluster of this machine; killed nodes are in benchmarks, and `long`."""
+"""The engine `ray` on a small cluster of this machine; the test with killed nodes is `long`."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_there_must_be_a_cluster(model, tmp_path, environment):
 def test_actors_are_a_number_or_a_range():
     assert actors_from_text(" 2 , 5") == (2, 5)
     for text in ("0", "5,2", "a", "1,2,3", ""):
-        with pytest.raises(RequestError, match="use e.g. 8 or 2,16"):
+        with pytest.raises(RequestError, match=r"use e\.g\. 8 or 2,16"):
             actors_from_text(text)
 
 
