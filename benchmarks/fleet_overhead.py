@@ -124,7 +124,7 @@ def fleet(
 
 
 def _cpu(runs: dict[str, list[dict[str, Any]]], way: str) -> float:
-    return statistics.median(r["cpu_ms"] for r in runs[way])
+    return float(statistics.median(r["cpu_ms"] for r in runs[way]))
 
 
 def main() -> None:
