@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pickle
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ __all__ = ["OnRay", "ShardActor", "connect"]
 
 _TOKEN = ".shared"
 _STORE_BYTES = 512 << 20  # of a Ray of our own
+_KNOCK_S = 10.0
 _AHEAD = 2  # shards that wait at an actor
 
 
@@ -113,6 +115,17 @@ def _artifact_here(errand: Errand, files: Any) -> Path:
     return folder / errand.artifact.name
 
 
+def _knock(address: str) -> None:
+    """Try whether anything listens at HOST:PORT; Ray itself would wait for minutes.
+
+    Raises:
+        OSError: Nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
+
+
 def connect(address: str | None) -> Any:
     """Return `ray`, connected: to a cluster, to the one it is connected to, or to a new one here.
 
@@ -123,13 +136,15 @@ def connect(address: str | None) -> Any:
     if ray.is_initialized():
         return ray
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address or os.environ.get("RAY_ADDRESS"):
+    named = address or os.environ.get("RAY_ADDRESS")
+    if named:
         try:
-            ray.init(address=address or "auto", **quiet)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            _knock(named)
+            ray.init(address=named, **quiet)
+        except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise BackendError(
-                f"--ray-address {address or os.environ['RAY_ADDRESS']}",
+                f"--ray-address {named}",
                 f"there is no cluster ({reason})",
                 "start one with: ray start --head",
             ) from None
