@@ -155,12 +155,15 @@ def test_two_runs_on_one_store_do_not_meet(sources, picture, tmp_path, cli):
 
 def test_requests_that_cannot_be_met_are_refused(sources, picture, tmp_path, cli):
     out = tmp_path / "out"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"source: {sources[0]}\nfamily: ultralytics\n")
     for line, found in (
         (("fleet", "run", "--out", out), "SOURCE: none is named"),
         (("fleet", "run", "--out", out, "--resume"), "no run of a fleet is recorded there"),
         (words(sources[:1], out, picture, "--resume"), "the recipes that --out remembers"),
         (words(sources[:1], out, picture, "--dry-run"), "they are of single runs"),
         (words(sources[:1], out, picture, "--num-cpus", 2), "engine ray"),
+        (("fleet", "run", recipe, "--images", picture, "--out", out), "decides that"),
     ):
         ran = cli(*line)
         assert ran.code == 2 and found in ran.error, found

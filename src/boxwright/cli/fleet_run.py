@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run_command"]
 
-_OWN = ("engine", "jobs", "ray_address", "num_cpus", "resume", "images", "max_images", "threads")
+_OWN = ("engine", "jobs", "ray_address", "num_cpus", "resume")
+_SKIPS = ("skip_verify", "skip_evaluate")
 
 
 @click.command("run")
@@ -60,7 +61,7 @@ def run_command(sources: tuple[str, ...], **options: Any) -> int:
         found = "it takes the recipes that --out remembers" if sources else "none is named"
         raise RequestError(asked, found, "name recipes, or use --resume without them")
     out: Path = options["out"]
-    recipes = recipes_of_run(out) if options["resume"] else [_recipe(s, options) for s in sources]
+    recipes = recipes_of_run(out) if options["resume"] else _recipes(sources, options)
     if options["dry_run"] or options["force_convert"] or options["force_all"]:
         raise RequestError(
             "--dry-run, --force-convert, --force-all", "they are of single runs", "boxwright run"
@@ -73,13 +74,23 @@ def run_command(sources: tuple[str, ...], **options: Any) -> int:
     return 1 if done.failed else 0
 
 
+def _recipes(sources: tuple[str, ...], options: dict[str, Any]) -> list[Recipe]:
+    """Return a recipe of each source; the options are of those that are not recipes themselves.
+
+    Raises:
+        RequestError: Options are given where every source is a recipe, or one is wrong.
+    """
+    shared = {k: v for k, v in options.items() if k not in _OWN}
+    if any(Path(s).suffix not in (".yaml", ".yml") for s in sources):
+        shared = {k: v for k, v in shared.items() if k in _SKIPS}
+    shared |= {"skip_benchmark": True}
+    return [recipe_from_path(s, shared) or _recipe(s, options) for s in sources]
+
+
 def _recipe(source: str, options: dict[str, Any]) -> Recipe:
+    """Return the recipe of a model and the options."""
     from boxwright.recipe import recipe_from_mapping
 
-    shared = {k: v for k, v in options.items() if k not in _OWN}
-    found: Recipe | None = recipe_from_path(source, {**shared, "skip_benchmark": True})
-    if found is not None:
-        return found
     data = recipe_data_from_options(source, options)
     if options["images"]:
         data["images"] = list(options["images"])
