@@ -183,7 +183,12 @@ class _Graph:
         folder = source.ready.plan.folder.name
         recipe = source.recipe.model_dump(mode="json", exclude_defaults=True)
         if kind == "prove":
-            recipe["targets"] = self._good_targets(source)
+            recipe["targets"] = targets = self._good_targets(source)
+            precisions = {t.get("precision", "fp32") for t in targets}
+            if "int8" not in precisions:
+                recipe.pop("calibration", None)  # `run` refuses what nothing asks for
+            if precisions == {"fp32"}:
+                recipe.pop("max_drop", None)
         return {
             "kind": kind,
             "recipe": recipe,
