@@ -34,10 +34,22 @@ __all__ = ["evaluate_command"]
     help="Pictures of a part; what a crash can cost at most.",
 )
 @runtime_options
-@click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Pictures per inference.",
+)
 @click.option("--score-threshold", type=float, help="Of the curve. Default: 0.001.")
 @click.option("--iou-threshold", type=float, help="NMS of the curve. Default: the project's own.")
-@click.option("--max-detections", type=click.IntRange(1), default=300, show_default=True)
+@click.option(
+    "--max-detections",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Of a picture, and of a class in it.",
+)
 @click.option("--family", metavar="NAME", help="Family of a raw ONNX that does not say.")
 @click.option("--labels", metavar="FILE", help="Class names: JSON or text, or coco.")
 @click.option(
