@@ -486,10 +486,9 @@ def test_json_lines_need_no_extra_and_parquet_names_its_own(model, tmp_path):
     line = [str(w) for w in words(model, tmp_path / "out", "--format", "jsonl")]
     done = run_blocked(f"from boxwright.cli import main; main({line!r})")
     assert done.returncode == 1 and f'"rows": {COUNT}' in done.stdout, done.stderr
+    base = ["fleet", "predict", str(model), TEXT, "--out", str(tmp_path / "other")]
     for more in (["--format", "parquet"], ["--format", "jsonl", "--engine", "ray"]):
-        line = [
-            str(w) for w in words(model, tmp_path / "other", *more) if w not in ("--workers", 1)
-        ]
+        line = [*base, *more]
         done = run_blocked(f"from boxwright.cli import main; main({line!r})")
         assert done.returncode == 2 and 'pip install "boxwright[ray]"' in done.stderr, done.stderr
         assert not (tmp_path / "other").exists()

@@ -60,6 +60,14 @@ class JobFolder:
         except OSError as error:
             raise store_error(self.shards, error) from None
 
+    def abandon(self) -> None:
+        """Take the manifest back where not one shard was done, so that another job may begin."""
+        with contextlib.suppress(OSError):
+            sweep_parts(self.shards)
+            self.shards.rmdir()  # only when it is empty
+            (self.path / JOB_FILE).unlink()
+            (self.path / _LISTING).unlink()
+
 
 @contextlib.contextmanager
 def open_folder(

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from boxwright import __version__
-from boxwright.errors import BackendError, RequestError
+from boxwright.errors import BackendError, BoxwrightError, RequestError
 from boxwright.fleet.artifact import spec_from_file
 from boxwright.fleet.coco_file import write_coco
 from boxwright.fleet.engines import Engine, Errand, Report
@@ -153,7 +153,11 @@ def fleet_predict(
         errand = Errand(job, artifact, pace, folder.shards)
         if redo_failed:
             _forget_failed(folder, job, listener)
-        return _carry_out(folder, job, engine, errand, listener)
+        try:
+            return _carry_out(folder, job, engine, errand, listener)
+        except BoxwrightError:
+            folder.abandon()
+            raise
 
 
 def _carry_out(
