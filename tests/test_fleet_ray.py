@@ -75,6 +75,7 @@ def test_a_cluster_gives_the_rows_of_one_machine(cluster, model, tmp_path, cli):
     assert again["results_sha256"] == local["results_sha256"]
 
 
+@pytest.mark.slow
 def test_a_refusal_of_an_actor_is_one_line(cluster, model, tmp_path, cli):
     more = ("--engine", "ray", "--ray-address", cluster.address, "--actors", 1)
     ran = cli(*words(model, tmp_path / "out", *more, "--score-threshold", "1.5"))
@@ -82,6 +83,7 @@ def test_a_refusal_of_an_actor_is_one_line(cluster, model, tmp_path, cli):
     assert "score threshold 1.5: it is not between 0 and 1" in ran.error
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cluster_has_the_hashes_of_one_machine(cluster, model, tmp_path, cli):
     sources = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for seed, path in enumerate(sources):

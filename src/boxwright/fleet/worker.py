@@ -193,24 +193,32 @@ class Worker:
 
         Raises:
             SourceError: It is another file than the job was begun with.
-            RequestError: The settings do not go together.
             BackendError: The runtime refuses it.
         """
         self.check = NOT_CHECKED
         self._checked = False
         self._settings = settings
+        self._pace = pace
+        self._eye: _Eye | None = None
         self._detector = open_artifact(artifact, sha256, settings, pace)
-        try:
-            threads = pace.decoders or int("gpu" in (settings.decode, settings.preprocess))
-            self._eye: _Eye = (
+        self.runs_on = self._detector.description
+
+    def _look(self, items: Iterable[FleetPicture]) -> Iterator[tuple[Detections | None, str]]:
+        """Detect; what reads and detects is opened when it is first needed.
+
+        Raises:
+            RequestError: The settings do not go together.
+        """
+        if self._eye is None:
+            settings = self._settings
+            on_gpu = "gpu" in (settings.decode, settings.preprocess)
+            threads = self._pace.decoders or int(on_gpu)
+            self._eye = (
                 _InThreads(self._detector, settings, threads)
                 if threads
                 else _InTurn(self._detector, settings)
             )
-        except BaseException:
-            self._detector.close()
-            raise
-        self.runs_on = self._detector.description
+        return self._eye.detect(items)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Done]:
         """Do shards, each yielded when its last picture is known; `tasks` is drawn as needed.
@@ -219,8 +227,10 @@ class Worker:
         batch, the shards that were on their way are done again, picture by picture.
 
         Raises:
+            RequestError: The settings do not go together.
             BackendError: The runtime fails.
         """
+        # Before lanes are opened: those of a plan hold its contexts.
         source = self._compared(iter(tasks))
         waiting: deque[_Shard] = deque()
         while True:
@@ -238,7 +248,7 @@ class Worker:
                 waiting.append(_Shard(task))
                 yield from _pictures(task)
 
-        for found, error in self._eye.detect(items()):
+        for found, error in self._look(items()):
             shard = waiting[0]
             task, position = shard.task, len(shard.rows)
             shard.rows.append(self._row(task, position, found, error))
@@ -257,7 +267,7 @@ class Worker:
         for position, picture in enumerate(_pictures(task)):
             picture.ends_batch = True
             try:
-                ((found, error),) = self._eye.detect([picture])
+                ((found, error),) = self._look([picture])
             except ImageError as refusal:
                 found, error = None, str(refusal)
             rows.append(self._row(task, position, found, error))
@@ -276,7 +286,8 @@ class Worker:
 
     def close(self) -> None:
         """Free the runtime; a second call does nothing."""
-        self._eye.close()
+        if self._eye is not None:
+            self._eye.close()
         self._detector.close()
 
     def __enter__(self) -> Worker:
