@@ -26,7 +26,9 @@ OPTIONAL = (
     "supervision",
     "tritonclient",
     "grpc",
+    "pyarrow",
     "pytriton",
+    "ray",
     "triton_python_backend_utils",
 )
 
@@ -85,6 +87,7 @@ def test_every_module_imports_without_extras():
         "report",
         "compare",
         "predict",
+        "fleet",
         "serve",
         "repo",
         "inspect",
@@ -106,6 +109,13 @@ def test_every_help_of_repositories_prints_without_extras(verb):
     done = run_blocked(f"from boxwright.cli import main; main(['repo', {verb!r}, '--help'])")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"Usage: boxwright repo {verb}") and not done.stderr
+
+
+@pytest.mark.parametrize("verb", ["predict", "run", "evaluate"])
+def test_every_help_of_fleets_prints_without_extras(verb):
+    done = run_blocked(f"from boxwright.cli import main; main(['fleet', {verb!r}, '--help'])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Usage: boxwright fleet {verb}") and not done.stderr
 
 
 def test_a_repository_without_its_extra_names_the_command(tmp_path):

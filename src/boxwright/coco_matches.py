@@ -22,6 +22,7 @@ __all__ = [
     "arrays_from_matches",
     "matches_from_arrays",
     "matches_from_pictures",
+    "overlaps_by_coco",
 ]
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the IoU
@@ -123,7 +124,7 @@ def _matched(
         objects = np.flatnonzero(picture.class_ids == class_id)
         objects = objects[np.argsort(picture.crowd[objects], kind="stable")]  # crowd regions last
         crowd = picture.crowd[objects]
-        overlaps = _overlaps(picture.found_xyxy[order[rows]], picture.xyxy[objects], crowd)
+        overlaps = overlaps_by_coco(picture.found_xyxy[order[rows]], picture.xyxy[objects], crowd)
         right[rows], ignored[rows] = _assigned(overlaps, crowd)
     sides = picture.found_xyxy[order, 2:].astype(np.float64) - picture.found_xyxy[order, :2]
     areas = sides.prod(axis=1)
@@ -133,7 +134,7 @@ def _matched(
     return pictures, ids, picture.found_scores[order], right, ignored
 
 
-def _overlaps(
+def overlaps_by_coco(
     found: npt.NDArray[np.float32],
     objects: npt.NDArray[np.float32],
     crowd: npt.NDArray[np.bool_],

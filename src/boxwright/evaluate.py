@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from boxwright import catalog
 from boxwright.datasets import Dataset, Truth
@@ -28,7 +29,20 @@ from boxwright.scoring import (
 from boxwright.significance import Matches, interval, matches_from_pictures
 from boxwright.types import Accuracy, ClassAccuracy, Detections, Image, ModelSpec, NmsSettings
 
-__all__ = ["MAX_DETECTIONS", "PRE_TOPK", "SCORE_THRESHOLD", "check_task", "evaluate"]
+__all__ = [
+    "MAX_DETECTIONS",
+    "PRE_TOPK",
+    "SCORE_THRESHOLD",
+    "CurvePlan",
+    "Measured",
+    "Totals",
+    "accuracy_from_table",
+    "check_classes",
+    "check_task",
+    "evaluate",
+    "measure_items",
+    "plan_curve",
+]
 
 SCORE_THRESHOLD = 0.001  # Ultralytics 8.4.190 and YOLOv5 v7.0 in `val.py`
 MAX_DETECTIONS = 300  # the same; COCO's own 100 a class cuts crowded pictures
@@ -38,7 +52,7 @@ _MANY_CANDIDATES = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class CurvePlan:
     """How a file is measured.
 
     Attributes:
@@ -55,7 +69,7 @@ class _Plan:
 
 
 @dataclass(slots=True)
-class _Measured:
+class Measured:
     """What was seen of one file so far."""
 
     pictures: list[Labelled] = field(default_factory=list)
@@ -116,9 +130,9 @@ def evaluate(
         raise RequestError(f"--resamples {resamples}", "it is negative", "use e.g. 1000, or 0")
     plans = {}
     for name, detector in detectors.items():
-        _check_classes(name, detector, dataset)
-        plans[name] = _plan(detector, score_threshold, iou_threshold, max_detections)
-    measured = {name: _Measured() for name in detectors}
+        check_classes(name, detector, dataset)
+        plans[name] = plan_curve(detector, score_threshold, iou_threshold, max_detections)
+    measured = {name: Measured() for name in detectors}
     problems = dict(dataset.problems)
     largest = max([batch, *(d.fixed_batch or 1 for d in detectors.values())])
     for chunk in _chunks(dataset, largest, problems, advance, report):
@@ -148,7 +162,7 @@ def evaluate(
     return results
 
 
-def _check_classes(name: str, detector: Detector, dataset: Dataset) -> None:
+def check_classes(name: str, detector: Detector, dataset: Dataset) -> None:
     """Refuse a file whose class ids mean something else than the data set's."""
     own = [plain_name(n) for n in detector.spec.class_names]
     if own != [plain_name(n) for n in dataset.class_names]:
@@ -160,7 +174,9 @@ def _check_classes(name: str, detector: Detector, dataset: Dataset) -> None:
         )
 
 
-def _plan(detector: Detector, score: float | None, iou: float | None, max_detections: int) -> _Plan:
+def plan_curve(
+    detector: Detector, score: float | None, iou: float | None, max_detections: int
+) -> CurvePlan:
     """Choose the settings of the curve, and say what a file's baked ones do to it.
 
     Raises:
@@ -179,7 +195,7 @@ def _plan(detector: Detector, score: float | None, iou: float | None, max_detect
             keep_topk=max_detections,
             multi_label=len(spec.class_names) > 1 and not nms_free,
         )
-        return _Plan(settings, operating, False, tuple(_task_warnings(spec)))
+        return CurvePlan(settings, operating, False, tuple(_task_warnings(spec)))
     free = detector.target.dynamic_thresholds
     if score is None and not free:
         wanted_score = max(wanted_score, operating.score_threshold)
@@ -193,7 +209,7 @@ def _plan(detector: Detector, score: float | None, iou: float | None, max_detect
     limit = min(settings.keep_topk, max_detections)
     rises = settings.score_threshold <= operating.score_threshold
     twice = free and (settings.iou_threshold != operating.iou_threshold or not rises)
-    return _Plan(dataclasses.replace(settings, keep_topk=limit), operating, twice, warnings)
+    return CurvePlan(dataclasses.replace(settings, keep_topk=limit), operating, twice, warnings)
 
 
 def check_task(spec: ModelSpec) -> None:
@@ -283,7 +299,7 @@ def _chunks(
 
 
 def _measure(
-    detector: Detector, plan: _Plan, chunk: Sequence[_Loaded], measured: _Measured
+    detector: Detector, plan: CurvePlan, chunk: Sequence[_Loaded], measured: Measured
 ) -> None:
     """Detect in one batch, at both settings from one inference wherever that is exact.
 
@@ -307,6 +323,37 @@ def _measure(
         measured.pictures.append(_labelled(loaded.truth, curve, plan.evaluation.keep_topk))
 
 
+def measure_items(
+    detector: Detector,
+    plan: CurvePlan,
+    dataset: Dataset,
+    batch: int,
+    problems: dict[str, int],
+    advance: Callable[[], None] = lambda: None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Measured:
+    """Measure one file on the items of a data set, which may be a part of one.
+
+    Args:
+        detector: The file.
+        plan: How it is measured.
+        dataset: Labelled pictures.
+        batch: Pictures per inference; a file with a fixed batch keeps its own.
+        problems: Counts up what cannot be measured.
+        advance: Called after each picture.
+        report: Told of each picture that cannot be measured.
+
+    Raises:
+        BackendError: The runtime fails.
+    """
+    measured = Measured()
+    for chunk in _chunks(dataset, detector.fixed_batch or batch, problems, advance, report):
+        _measure(detector, plan, chunk, measured)
+        for _ in chunk:
+            advance()
+    return measured
+
+
 def _labelled(truth: Truth, found: Detections, limit: int | None) -> Labelled:
     return Labelled(
         xyxy=truth.xyxy,
@@ -319,25 +366,78 @@ def _labelled(truth: Truth, found: Detections, limit: int | None) -> Labelled:
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Totals:
+    """What the pictures of a data set add up to, beside the curve.
+
+    Attributes:
+        pictures: That were measured.
+        objects: (classes,) how many they show, crowd regions left out.
+        crowded: Pictures that show more objects than can be found.
+        counts: At the operating point.
+    """
+
+    pictures: int
+    objects: npt.NDArray[np.int64]
+    crowded: int
+    counts: Counts
+
+    @classmethod
+    def of(cls, measured: Measured, class_count: int, limit: int) -> Totals:
+        """Count pictures and objects."""
+        single = [p.class_ids[~p.crowd] for p in measured.pictures]
+        ids = np.concatenate([np.zeros(0, np.int64), *single])
+        return cls(
+            len(measured.pictures),
+            np.bincount(ids, minlength=class_count),
+            sum(len(s) > limit for s in single),
+            measured.counts,
+        )
+
+
 def _accuracy(
     name: str,
     detector: Detector,
     dataset: Dataset,
-    plan: _Plan,
-    measured: _Measured,
+    plan: CurvePlan,
+    measured: Measured,
     problems: Mapping[str, int],
     environment: Mapping[str, str] | None,
 ) -> Accuracy:
     """Sum up one file."""
-    limit = plan.evaluation.keep_topk
-    table = average_precision(measured.pictures, len(dataset.class_names), limit)
-    single = [p.class_ids[~p.crowd] for p in measured.pictures]
-    objects = np.bincount(np.concatenate(single), minlength=len(dataset.class_names))
+    limit, count = plan.evaluation.keep_topk, len(dataset.class_names)
+    table = average_precision(measured.pictures, count, limit)
+    totals = Totals.of(measured, count, limit)
+    runs_on = detector.description
+    return accuracy_from_table(name, runs_on, dataset, plan, totals, table, problems, environment)
+
+
+def accuracy_from_table(
+    name: str,
+    runs_on: str,
+    dataset: Dataset,
+    plan: CurvePlan,
+    totals: Totals,
+    table: Precisions,
+    problems: Mapping[str, int],
+    environment: Mapping[str, str] | None,
+) -> Accuracy:
+    """Return the record of one file's accuracy.
+
+    Args:
+        name: Of the file.
+        runs_on: Runtime, version and device, in words.
+        dataset: What it was measured on.
+        plan: How.
+        totals, table: What came of it.
+        problems: How many pictures could not be measured, by reason.
+        environment: Recorded in the result.
+    """
+    limit, objects = plan.evaluation.keep_topk, totals.objects
     warnings = list(plan.warnings)
-    crowded = sum(len(s) > limit for s in single)
-    if crowded:
+    if totals.crowded:
         warnings.append(
-            f"{crowded} pictures show more than {limit} objects, and no more can be found"
+            f"{totals.crowded} pictures show more than {limit} objects, and no more can be found"
         )
     if not objects.sum():
         warnings.append("the pictures show no object of the model's classes: there is no mAP")
@@ -351,10 +451,10 @@ def _accuracy(
     }
     return Accuracy(
         candidate=name,
-        runs_on=detector.description,
+        runs_on=runs_on,
         dataset=dataset.name,
         fingerprint=dataset.fingerprint,
-        pictures=len(measured.pictures),
+        pictures=totals.pictures,
         objects=int(objects.sum()),
         map50_95=_known(table.mean),
         map50=_known(table.mean_50),
@@ -363,9 +463,9 @@ def _accuracy(
         map_medium=_known(table.by_area[1]),
         map_large=_known(table.by_area[2]),
         per_class=per_class,
-        precision=measured.counts.precision,
-        recall=measured.counts.recall,
-        f1=measured.counts.f1,
+        precision=totals.counts.precision,
+        recall=totals.counts.recall,
+        f1=totals.counts.f1,
         operating=plan.operating,
         evaluation=plan.evaluation,
         pr_curve=_curves(table, [names[c] for c in shown], shown),

@@ -120,6 +120,25 @@ class Job:
         return not key or (known and self.store.entries[step.file].parity_key == key)
 
     def _make(self, step: Step) -> None:
+        data, entry = self.built(step)
+        self.store.source = self.source_record()
+        self.store.put(step.file, data, entry)
+
+    def source_record(self) -> dict[str, Any]:
+        """Return what the manifest says of the source."""
+        return {
+            "asked": self.recipe.source,
+            "kind": self.resolved.source.name,
+            "sha256": self.plan.source_hash,
+            "files": self.plan.source_files,
+        }
+
+    def built(self, step: Step) -> tuple[bytes, Entry]:
+        """Return the file of a step, whose parent is in the store, and its entry; store nothing.
+
+        Raises:
+            BoxwrightError: It cannot be made.
+        """
         from boxwright.graph.builder import default_opset
         from boxwright.graph.io import bytes_from_model, check_model, tensor_infos, write_stamp
         from boxwright.graph.shapes import real_inputs
@@ -145,28 +164,16 @@ class Job:
                 **self.resolved.source.versions(),
             },
         )
-        self.store.source = {
-            "asked": self.recipe.source,
-            "kind": self.resolved.source.name,
-            "sha256": self.plan.source_hash,
-            "files": self.plan.source_files,
-        }
-        self.store.put(
-            step.file,
-            data,
-            Entry(
-                key=step.key,
-                sha256=artifact.sha256,
-                state="built",
-                parent=parent,
-                settings=step.settings,
-                record={
-                    **_record(artifact, nms, len(data)),
-                    "budget": self._budgets.get(step.file),
-                },
-            ),
-        )
         self._models[step.file] = model
+        entry = Entry(
+            key=step.key,
+            sha256=artifact.sha256,
+            state="built",
+            parent=parent,
+            settings=step.settings,
+            record={**_record(artifact, nms, len(data)), "budget": self._budgets.get(step.file)},
+        )
+        return data, entry
 
     def _build(self, step: Step) -> tuple[onnx.ModelProto, ModelSpec, NmsSettings | None]:
         if step.kind == "export":

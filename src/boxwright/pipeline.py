@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from boxwright import catalog
@@ -17,7 +18,7 @@ from boxwright.recipe import Recipe
 from boxwright.resolve import Resolved, labelled_data, needs_download, resolve
 from boxwright.store import Store, sha256_of_file
 
-__all__ = ["Listener", "Outcome", "Row", "run"]
+__all__ = ["Listener", "Outcome", "Prepared", "Row", "prepare", "run"]
 
 _PICTURES_OF_DATA = 32  # that files are verified on where no other pictures are named
 
@@ -56,20 +57,106 @@ def run(
         BoxwrightError: The request or an input is wrong.
     """
     listener = listener or Listener()
+    if download_only:
+        _check_request(recipe)
+        if not needs_download(recipe.source):
+            raise RequestError("--download-only", f"{recipe.source} is a local file", "drop it")
+        return Outcome(None, downloaded=_fetch(recipe.source, models, force_download, listener))
+    ready = prepare(recipe, out, models=models, force_download=force_download, listener=listener)
+    plan, keys = ready.plan, ready.keys
+    if dry_run:
+        seen = Store.peek(plan.folder)
+        decided = decide(plan, seen, force=force_convert, parity_keys=keys)
+        return Outcome(plan.folder, decided)
+    with Store(plan.folder) as store:
+        decided = decide(plan, store, force=force_convert, parity_keys=keys)
+        if any(step.action != "skip" for step in decided.steps):
+            _check_pictures(ready.pictures)
+        job = ready.job(decided, store, listener, command, measure_again)
+        try:
+            job.make_all()
+        finally:
+            job.close()
+        return Outcome(plan.folder, decided, job.rows, ready.fetched, job.report)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A recipe whose inputs were found and checked, and what it comes to.
+
+    Attributes:
+        recipe: What was asked for.
+        resolved: Its source.
+        plan: The steps, before the run directory was looked at.
+        keys: By file, the hash of what its verification depends on.
+        pictures: To verify on.
+        calibration: Pictures to calibrate on, or the cache in their place.
+        dataset: To measure accuracy on.
+        fetched: What was downloaded.
+    """
+
+    recipe: Recipe
+    resolved: Resolved
+    plan: Plan
+    keys: dict[str, str]
+    pictures: list[Path]
+    calibration: list[Path]
+    dataset: Dataset | None
+    fetched: list[Path]
+
+    def job(
+        self,
+        plan: Plan,
+        store: Store,
+        listener: Listener,
+        command: str = "",
+        measure_again: bool = False,
+    ) -> Job:
+        """Return what carries out a plan in a store."""
+        return Job(
+            self.recipe,
+            self.resolved,
+            plan,
+            store,
+            self.pictures,
+            self.keys,
+            self.calibration,
+            self.dataset,
+            listener,
+            command,
+            measure_again,
+        )
+
+
+def prepare(
+    recipe: Recipe,
+    out: Path,
+    *,
+    models: Path = Path("models"),
+    force_download: bool = False,
+    listener: Listener | None = None,
+) -> Prepared:
+    """Find and check everything that a recipe names, and lay out its steps.
+
+    Args:
+        recipe: What was asked for.
+        out: Parent of the run directory.
+        models: Folder for downloads.
+        force_download: Download what is there.
+        listener: Told what happens.
+
+    Raises:
+        BoxwrightError: The request or an input is wrong.
+    """
+    listener = listener or Listener()
     _check_request(recipe)
     fetched: list[Path] = []
 
     def fetch(name: str, folder: Path) -> list[Path]:
-        from boxwright.sources.hub import fetch as download
-
-        files = download(name, folder, force=force_download, progress=listener.bytes)
+        files = _fetch(name, folder, force_download, listener)
         fetched.extend(files)
         return files
 
-    if download_only:
-        if not needs_download(recipe.source):
-            raise RequestError("--download-only", f"{recipe.source} is a local file", "drop it")
-        return Outcome(None, downloaded=fetch(recipe.source, models))
     pictures = _pictures(recipe)
     resolved = resolve(recipe, models, fetch)
     _check_picture_input(recipe, resolved)
@@ -84,32 +171,13 @@ def run(
         pictures = _other_pictures(recipe, dataset, calibration)
     plan = make_plan(recipe, resolved, out, _calibration_key(recipe, calibration), data_key)
     keys = _parity_keys(plan, recipe, pictures) if recipe.verify else {}
-    if dry_run:
-        seen = Store.peek(plan.folder)
-        decided = decide(plan, seen, force=force_convert, parity_keys=keys)
-        return Outcome(plan.folder, decided)
-    with Store(plan.folder) as store:
-        decided = decide(plan, store, force=force_convert, parity_keys=keys)
-        if any(step.action != "skip" for step in decided.steps):
-            _check_pictures(pictures)
-        job = Job(
-            recipe,
-            resolved,
-            decided,
-            store,
-            pictures,
-            keys,
-            calibration,
-            dataset,
-            listener,
-            command,
-            measure_again,
-        )
-        try:
-            job.make_all()
-        finally:
-            job.close()
-        return Outcome(plan.folder, decided, job.rows, fetched, job.report)
+    return Prepared(recipe, resolved, plan, keys, pictures, calibration, dataset, fetched)
+
+
+def _fetch(name: str, folder: Path, force: bool, listener: Listener) -> list[Path]:
+    from boxwright.sources.hub import fetch as download
+
+    return download(name, folder, force=force, progress=listener.bytes)
 
 
 def _check_request(recipe: Recipe) -> None:

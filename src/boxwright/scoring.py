@@ -17,7 +17,14 @@ import numpy.typing as npt
 from boxwright.boxes import iou_matrix
 from boxwright.types import FloatArray, IntArray
 
-__all__ = ["Counts", "Labelled", "Precisions", "average_precision", "count_matches"]
+__all__ = [
+    "Counts",
+    "Labelled",
+    "Precisions",
+    "average_precision",
+    "count_matches",
+    "precisions_from_table",
+]
 
 MATCHING_IOU = 0.5  # of precision and recall at the operating point
 _AREAS = ("all", "small", "medium", "large")  # in the order in which faster-coco-eval has them
@@ -117,7 +124,15 @@ def average_precision(
     # (IoU 10, recall 101, classes, areas 4, limits 1), -1 where a class has no objects
     table = np.asarray(evaluation.eval["precision"], np.float64)
     table = table.reshape(10, 101, class_count, len(_AREAS))
-    table = np.where(table < 0, np.nan, table)
+    return precisions_from_table(np.where(table < 0, np.nan, table))
+
+
+def precisions_from_table(table: npt.NDArray[np.float64]) -> Precisions:
+    """Return the figures of a whole table.
+
+    Args:
+        table: (IoU 10, recall 101, classes, areas 4) precision; NaN where a class has no objects.
+    """
     everything = table[..., 0]
     areas = [_mean(table[..., i]) for i in range(1, len(_AREAS))]
     return Precisions(

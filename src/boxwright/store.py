@@ -23,7 +23,15 @@ from typing import Any, Literal, get_args
 from boxwright.errors import StoreError
 from boxwright.types import ModelSpec, Parity, Target
 
-__all__ = ["Entry", "Store", "locked", "sha256_of_bytes", "sha256_of_file", "write_atomic"]
+__all__ = [
+    "Entry",
+    "Store",
+    "locked",
+    "sha256_of_bytes",
+    "sha256_of_file",
+    "store_error",
+    "write_atomic",
+]
 
 MANIFEST = "manifest.json"
 REPORT_FILE = "report.json"
@@ -70,11 +78,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _store_error(path, error) from None
+            raise store_error(path, error) from None
         raise
 
 
-def _store_error(path: Path, error: OSError) -> StoreError:
+def store_error(path: Path, error: OSError) -> StoreError:
+    """Word why a place cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(str(path), "the disk is full", "free some space; the run resumes")
     reason = error.strerror or type(error).__name__
@@ -114,7 +123,7 @@ def _take_lock(path: Path) -> int:
     except OSError as error:
         if lock >= 0:
             os.close(lock)
-        raise _store_error(path, error) from None
+        raise store_error(path, error) from None
     return lock
 
 
@@ -134,7 +143,7 @@ def locked(path: Path, do: str) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _store_error(path.parent, error) from None
+        raise store_error(path.parent, error) from None
     try:
         held = _take_lock(lock)
     except _HeldError as error:
@@ -241,7 +250,7 @@ class Store:
                 folder = folder.parent
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _store_error(self.folder, error) from None
+            raise store_error(self.folder, error) from None
 
     def _make_work(self) -> None:
         try:
@@ -251,7 +260,7 @@ class Store:
             probe.unlink()
             self._sweep()
         except OSError as error:
-            raise _store_error(self.folder, error) from None
+            raise store_error(self.folder, error) from None
 
     def _acquire(self) -> None:
         """Take the lock, which ends with the process, however that ends."""
@@ -392,14 +401,14 @@ class Store:
         try:
             source.replace(target)
         except OSError as error:
-            raise _store_error(target, error) from None
+            raise store_error(target, error) from None
 
     @staticmethod
     def _remove(path: Path) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise _store_error(path, error) from None
+            raise store_error(path, error) from None
 
 
 def _entry_from_dict(name: str, value: dict[str, Any]) -> Entry:

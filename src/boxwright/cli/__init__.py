@@ -32,6 +32,7 @@ _VERBS = {
     "report": "One HTML page of what a run left.",
     "compare": "What changed from one run to another, and whether it means anything.",
     "predict": "Detect in pictures, folders, globs and videos.",
+    "fleet": "The same jobs over many files, GPUs and machines.",
     "serve": "A Triton server on a model repository.",
     "repo": "Build, change and check Triton model repositories.",
     "inspect": "Say what a file is.",

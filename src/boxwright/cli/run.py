@@ -14,7 +14,7 @@ from boxwright.cli.options import conversion_options, recipe_data_from_options, 
 if TYPE_CHECKING:
     from boxwright.outcome import Outcome
 
-__all__ = ["command", "execute"]
+__all__ = ["command", "execute", "recipe_from_path"]
 
 
 @click.command("run")
@@ -62,7 +62,7 @@ def execute(source: str, options: dict[str, Any], *, verify: bool) -> Outcome:
     from boxwright.plan import plan_lines
     from boxwright.recipe import recipe_from_mapping
 
-    recipe = _recipe_file(source, options)
+    recipe = recipe_from_path(source, options)
     if recipe is None:
         data = recipe_data_from_options(source, options)
         if options["images"]:
@@ -109,7 +109,7 @@ def execute(source: str, options: dict[str, Any], *, verify: bool) -> Outcome:
     return outcome
 
 
-def _recipe_file(source: str, options: dict[str, Any]) -> Any:
+def recipe_from_path(source: str, options: dict[str, Any]) -> Any:
     """Return the recipe when SOURCE is one (a YAML mapping with `source`), otherwise None.
 
     Raises:

@@ -18,13 +18,13 @@ from boxwright.detector import Detector
 from boxwright.device_arrays import is_on_device
 from boxwright.errors import RequestError
 from boxwright.stream.crew import Crew
-from boxwright.stream.decoding import Seen
+from boxwright.stream.decoding import Picture, Seen
 from boxwright.stream.driver import Driver
 from boxwright.stream.gpu_decode import GpuDecoder, open_decoder
 from boxwright.stream.lanes import Lane, open_lanes
 from boxwright.types import Detections
 
-__all__ = ["Seen", "Stream"]
+__all__ = ["Picture", "Seen", "Stream"]
 
 _LANES = {"host": 2, "gpu": 3}
 
@@ -114,8 +114,9 @@ class Stream:
         """Yield what was found in each item, in their order.
 
         Args:
-            items: Paths, arrays as `Detector` takes them, or with `preprocess="gpu"` also arrays
-                (H, W, 3) uint8 BGR that lie on the GPU. They are drawn from a thread, as needed.
+            items: Paths, arrays as `Detector` takes them, `Picture`s that load themselves, or with
+                `preprocess="gpu"` also arrays (H, W, 3) uint8 BGR that lie on the GPU. They are
+                drawn from a thread, as needed.
 
         Raises:
             RequestError: Another `detect` of this stream is not at its end yet.

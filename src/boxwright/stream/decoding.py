@@ -12,9 +12,54 @@ import numpy as np
 from boxwright.detector import Detector
 from boxwright.device_arrays import is_on_device
 from boxwright.errors import ImageError
-from boxwright.images import decode_image, read_bytes
+from boxwright.images import check_whole, decode_image, read_bytes
+from boxwright.types import Image
 
-__all__ = ["Encoded", "Entry", "Seen", "decode_entry", "decode_on_host", "read_entry"]
+__all__ = [
+    "Encoded",
+    "Entry",
+    "Picture",
+    "Seen",
+    "decode_entry",
+    "decode_on_host",
+    "image_from_picture",
+    "read_entry",
+]
+
+
+class Picture:
+    """An item that loads itself in a decoder's thread; to be derived from.
+
+    Attributes:
+        name: For messages.
+        ends_batch: No picture that comes later shares a batch with it.
+    """
+
+    __slots__ = ("ends_batch", "name")
+
+    def __init__(self, name: str, ends_batch: bool = False) -> None:
+        self.name, self.ends_batch = name, ends_batch
+
+    def load(self) -> bytes | Image:
+        """Return the bytes of a picture file, or (H, W, 3) uint8 BGR.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        raise NotImplementedError
+
+
+def image_from_picture(item: Picture) -> Image:
+    """Load and decode.
+
+    Raises:
+        ImageError: It cannot be read, or is no picture.
+    """
+    data = item.load()
+    if isinstance(data, np.ndarray):
+        return data
+    check_whole(data, item.name)
+    return decode_image(data, item.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +120,8 @@ def decode_entry(entry: Entry) -> Entry:
     try:
         if is_on_device(entry.item):
             entry.image = entry.item
+        elif isinstance(entry.item, Picture):
+            entry.image = image_from_picture(entry.item)
         else:
             entry.image = Detector.read(entry.item)
     except ImageError as error:
@@ -84,15 +131,20 @@ def decode_entry(entry: Entry) -> Entry:
 
 def read_entry(entry: Entry) -> Entry:
     """Read an item; the bytes of a JPEG file stay as they are, all else is decoded on the host."""
-    if not isinstance(entry.item, (str, Path)):
+    item = entry.item
+    if not isinstance(item, (str, Path, Picture)):
         return decode_entry(entry)
-    path = Path(entry.item)
+    name = item.name if isinstance(item, Picture) else str(item)
     try:
-        data = read_bytes(path)
+        data = item.load() if isinstance(item, Picture) else read_bytes(Path(item))
+        if isinstance(data, np.ndarray):
+            entry.image = data
+            return entry
+        check_whole(data, name)
         if data.startswith(b"\xff\xd8\xff"):
-            entry.image = Encoded(str(path), data)
+            entry.image = Encoded(name, data)
         else:
-            entry.image = decode_image(data, str(path))
+            entry.image = decode_image(data, name)
     except ImageError as error:
         entry.error = str(error)
     return entry

@@ -19,7 +19,15 @@ import numpy as np
 from boxwright.device_arrays import is_on_device
 from boxwright.errors import ImageError
 from boxwright.stream.crew import Crew
-from boxwright.stream.decoding import Encoded, Entry, Seen, decode_entry, decode_on_host, read_entry
+from boxwright.stream.decoding import (
+    Encoded,
+    Entry,
+    Picture,
+    Seen,
+    decode_entry,
+    decode_on_host,
+    read_entry,
+)
 from boxwright.stream.gpu_decode import GpuDecoder
 from boxwright.stream.lanes import Lane
 
@@ -238,7 +246,8 @@ class Driver:
         batch = _Batch()
         for entry in self._entries():
             batch.add(entry)
-            if len(batch.good) == self._batch or len(batch.entries) >= _MOST_BAD + self._batch:
+            full = len(batch.good) == self._batch or len(batch.entries) >= _MOST_BAD + self._batch
+            if full or (isinstance(entry.item, Picture) and entry.item.ends_batch):
                 yield batch
                 batch = _Batch()
         if batch.entries:
