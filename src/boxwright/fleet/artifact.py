@@ -46,9 +46,9 @@ def spec_from_file(path: Path, family: str | None = None, labels: str | None = N
         SourceError: It is damaged, or does not say.
         RequestError: An option does not fit.
     """
-    from boxwright.sources.sidecars import labels_from_text
+    from boxwright.sources.sidecars import read_labels
 
-    names = labels_from_text(labels) if labels else None
+    given = read_labels(labels) if labels else None
     metadata: dict[str, str] = {}
     if path.suffix.lower() in _PLANS:
         from boxwright.engine_record import read_record
@@ -67,8 +67,9 @@ def spec_from_file(path: Path, family: str | None = None, labels: str | None = N
                 f"nothing says what model it is: {path.name}.json is missing, or has no stamp",
                 "keep that file beside the plan, or build it with: boxwright build",
             )
-        request = SourceRequest(path, path.stem, family=family, labels=names)
+        names, colors = (given.names, given.colors) if given else (None, ())
+        request = SourceRequest(path, path.stem, family=family, labels=names, colors=colors)
         return catalog.source_of(path).describe(request)
-    if names is not None:
-        return dataclasses.replace(stamp.spec, class_names=tuple(names))
+    if given is not None:
+        return dataclasses.replace(stamp.spec, class_names=given.names)
     return stamp.spec
