@@ -110,7 +110,9 @@ MOVED = (17.7, 0, 117.7, 100, 0.849, 0)  # SECOND as the file has it: IoU 0.699 
 
 def test_what_follows_from_a_box_at_the_nms_threshold_is_a_tie():
     every = found(FIRST, SECOND, THIRD)
-    chain = match_detections(found(FIRST, THIRD), found(FIRST, MOVED), RULES, lambda: every)
+    chain = match_detections(
+        found(FIRST, THIRD), found(FIRST, MOVED), RULES, lambda: every, lambda: every.xyxy
+    )
     assert (chain.ties, chain.missing, chain.extra) == (1, 0, 0)
     assert chain.min_iou == 1.0 and chain.max_score_gap == 0.0 and chain.counted == 1
 
@@ -134,5 +136,18 @@ def test_what_follows_from_a_box_at_the_nms_threshold_is_a_tie():
 )
 def test_what_no_nms_could_leave_is_no_tie(candidate, every):
     reference = found(FIRST, THIRD, *([B] if len(every) == 4 else []))
-    matches = match_detections(reference, candidate, RULES, lambda: every)
+    matches = match_detections(reference, candidate, RULES, lambda: every, lambda: every.xyxy)
     assert matches.missing or matches.extra or matches.max_score_gap > RULES.score
+
+
+def test_overlaps_are_those_that_nms_saw():
+    """Two boxes that leave the picture are alike within it; NMS saw them whole, and kept both."""
+    high, low = (300, 0, 400, 100, 0.9, 0), (300, 0, 400, 95, 0.85, 0)
+    reference, candidate = found(FIRST, THIRD, high, low), found(FIRST, MOVED, high, low)
+    every = found(FIRST, SECOND, THIRD, high, low)
+    whole = every.xyxy.copy()
+    whole[3, 3] = 200
+    cut = match_detections(reference, candidate, RULES, lambda: every, lambda: every.xyxy)
+    assert cut.min_iou == pytest.approx(0.755, abs=0.01)
+    seen = match_detections(reference, candidate, RULES, lambda: every, lambda: whole)
+    assert (seen.missing, seen.extra, seen.ties, seen.min_iou) == (0, 0, 1, 1.0)

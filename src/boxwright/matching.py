@@ -74,6 +74,7 @@ def match_detections(
     candidate: Detections,
     rules: MatchRules,
     proposals: Callable[[], Detections] | None = None,
+    unclipped: Callable[[], FloatArray] | None = None,
 ) -> Matches:
     """Pair detections of the same class by IoU, best overlap first, one to one.
 
@@ -87,6 +88,8 @@ def match_detections(
         rules: When two detections count as the same.
         proposals: Returns what the reference proposed before NMS; asked only when a pair does not
             fit. Without it nothing counts as a tie.
+        unclipped: Returns the boxes of the proposals, float32 xyxy, as NMS saw them, not cut at the
+            edges of the picture. Without it nothing counts as what follows from a tie.
     """
     overlap = _overlaps(reference, candidate)
     overlap[reference.class_ids[:, None] != candidate.class_ids[None, :]] = -1.0
@@ -129,7 +132,7 @@ def match_detections(
         ties = int(tied.sum() + lost.sum() + won.sum())
         missing, extra = missing[~lost], extra[~won]
         left = int((unlike & ~tied).sum()) + len(missing) + len(extra)
-        if left and _is_result_of_nms(known, candidate, rules):
+        if left and unclipped and _is_result_of_nms(known, unclipped(), candidate, rules):
             fits = ~unlike[~tied]
             ious, gaps, plain = ious[fits], gaps[fits], plain[fits]
             ties += left
@@ -168,7 +171,9 @@ def _proposed(known: Detections, found: Detections, rules: MatchRules) -> npt.ND
     return np.asarray(same.any(axis=0))
 
 
-def _is_result_of_nms(known: Detections, found: Detections, rules: MatchRules) -> bool:
+def _is_result_of_nms(
+    known: Detections, boxes: FloatArray, found: Detections, rules: MatchRules
+) -> bool:
     """Whether NMS of these proposals can end in these detections, within the rules.
 
     One proposal at the very threshold decides over a chain of others: what it suppresses, that
@@ -177,16 +182,21 @@ def _is_result_of_nms(known: Detections, found: Detections, rules: MatchRules) -
     """
     if rules.nms_iou is None or rules.cut:
         return False
-    overlap = _overlaps(known, found)
+    near = _overlaps(known, found)
+    near[known.class_ids[:, None] != found.class_ids[None, :]] = -1.0
+    near[np.abs(known.scores[:, None] - found.scores[None, :]) > rules.score] = -1.0
+    if len(known) == 0 or (near.max(axis=0, initial=-1.0) < rules.min_iou).any():
+        return False
+    chosen = near.argmax(axis=0)
+    overlap = iou_matrix(boxes, boxes[chosen])
     overlap[known.class_ids[:, None] != found.class_ids[None, :]] = 0.0
+    kept = overlap[chosen]
+    np.fill_diagonal(kept, 0.0)
     higher = found.scores[None, :] >= known.scores[:, None] - rules.score
     suppressed = np.asarray(((overlap >= rules.nms_iou - _IOU_EDGE) & higher).any(axis=1))
+    suppressed[chosen] = True  # a box without an area overlaps not even itself
     certain = known.scores >= rules.certain + rules.score
-    return bool(
-        _proposed(known, found, rules).all()
-        and _alone(found, found, rules).all()
-        and suppressed[certain].all()
-    )
+    return bool((kept <= rules.nms_iou + _IOU_EDGE).all() and suppressed[certain].all())
 
 
 def _alone(single: Detections, kept: Detections, rules: MatchRules) -> npt.NDArray[np.bool_]:

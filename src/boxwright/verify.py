@@ -188,6 +188,10 @@ class _Reference:
         xyxy = source_from_input(rows.xyxy, where)
         return Detections(xyxy, rows.scores, rows.class_ids, image_size=where.source_size)
 
+    def unclipped(self, settings: NmsSettings) -> FloatArray:
+        """Return the boxes of its proposals as NMS sees them: input pixels, not cut at edges."""
+        return candidates_from_raw(self.outputs, 0, self.detector.spec, settings).xyxy
+
     def own_noise(self, settings: NmsSettings, rules: MatchRules) -> float:
         """Return how far its own scores move when its input is rounded to float16.
 
@@ -321,7 +325,13 @@ def _compare(
     found = detector.postprocess(got, source.places[:1], settings)[0]
     expected = source.detections(strict)
     rules = dataclasses.replace(rules, cut=_cut(source, strict, found, settings))
-    matches = match_detections(expected, found, rules, lambda: source.proposals(strict))
+    matches = match_detections(
+        expected,
+        found,
+        rules,
+        lambda: source.proposals(strict),
+        None if source.detector.spec.task == "obb" else lambda: source.unclipped(strict),
+    )
     tally.add(matches, int((expected.scores > rules.certain).sum()))
     tally.task_gaps += task_gaps(expected, found, matches.positions)
     if matches.max_score_gap > limits.score and candidate.precision == "fp16":
