@@ -14,21 +14,30 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from boxwright import catalog
+from boxwright.coco_matches import TOP1
 from boxwright.datasets import Dataset, Truth
 from boxwright.datasets.records import UNREADABLE, WRONG_SIZE, plain_name
 from boxwright.detector import Detector
 from boxwright.errors import ImageError, RequestError, SourceError
+from boxwright.measures import (
+    Measure,
+    figures_beside,
+    labelled_from_detections,
+    matches_by,
+    measure_for,
+)
 from boxwright.scoring import (
     Counts,
     Labelled,
     Precisions,
     average_precision,
     count_matches,
+    count_top,
 )
-from boxwright.significance import Matches, interval, matches_from_pictures
-from boxwright.types import Accuracy, ClassAccuracy, Detections, Image, ModelSpec, NmsSettings
+from boxwright.significance import Matches, interval
+from boxwright.types import Accuracy, ClassAccuracy, Detections, Image, NmsSettings
 
-__all__ = ["MAX_DETECTIONS", "PRE_TOPK", "SCORE_THRESHOLD", "check_task", "evaluate"]
+__all__ = ["MAX_DETECTIONS", "PRE_TOPK", "SCORE_THRESHOLD", "evaluate"]
 
 SCORE_THRESHOLD = 0.001  # Ultralytics 8.4.190 and YOLOv5 v7.0 in `val.py`
 MAX_DETECTIONS = 300  # the same; COCO's own 100 a class cuts crowded pictures
@@ -46,12 +55,14 @@ class _Plan:
         twice: The thresholds act inside the graph and differ in more than a rising score, so that
             the operating point needs an inference of its own.
         warnings: What a file's baked settings do to the figures.
+        measure: What is compared.
     """
 
     evaluation: NmsSettings
     operating: NmsSettings
     twice: bool
     warnings: tuple[str, ...]
+    measure: Measure
 
 
 @dataclass(slots=True)
@@ -104,8 +115,8 @@ def evaluate(
         What was measured, by name.
 
     Raises:
-        RequestError: A threshold is baked into a file, an option is out of range, or the classes
-            differ.
+        RequestError: A threshold is baked into a file, an option is out of range, the classes or
+            tasks differ, or the data was opened for another task.
         SourceError: No picture can be read.
         BackendError: A runtime fails.
     """
@@ -117,7 +128,9 @@ def evaluate(
     plans = {}
     for name, detector in detectors.items():
         _check_classes(name, detector, dataset)
-        plans[name] = _plan(detector, score_threshold, iou_threshold, max_detections)
+        measure = measure_for(detector.spec, dataset)
+        plans[name] = _plan(detector, score_threshold, iou_threshold, max_detections, measure)
+    _check_tasks(detectors)
     measured = {name: _Measured() for name in detectors}
     problems = dict(dataset.problems)
     largest = max([batch, *(d.fixed_batch or 1 for d in detectors.values())])
@@ -137,9 +150,8 @@ def evaluate(
         results[name] = _accuracy(name, detector, dataset, plan, seen, problems, environment)
         if matches is not None or resamples:
             limit = plan.evaluation.keep_topk
-            matched = matches_from_pictures(
-                seen.pictures, len(dataset.class_names), limit, dataset.fingerprint
-            )
+            classes = len(dataset.class_names)
+            matched = matches_by(seen.pictures, classes, limit, dataset, plan.measure)
             if matches is not None:
                 matches[name] = matched
             if resamples:
@@ -160,15 +172,36 @@ def _check_classes(name: str, detector: Detector, dataset: Dataset) -> None:
         )
 
 
-def _plan(detector: Detector, score: float | None, iou: float | None, max_detections: int) -> _Plan:
+def _check_tasks(detectors: Mapping[str, Detector]) -> None:
+    """Refuse files whose figures are of different things."""
+    tasks = {name: d.spec.task for name, d in detectors.items()}
+    if len(set(tasks.values())) > 1:
+        raise RequestError(
+            ", ".join(tasks),
+            f"their tasks are {', '.join(dict.fromkeys(tasks.values()))}",
+            "evaluate models of different tasks one by one",
+        )
+
+
+def _plan(
+    detector: Detector,
+    score: float | None,
+    iou: float | None,
+    max_detections: int,
+    measure: Measure,
+) -> _Plan:
     """Choose the settings of the curve, and say what a file's baked ones do to it.
 
     Raises:
-        RequestError: A threshold that was asked for is baked into the file, or the task has no
-            measure.
+        RequestError: A threshold that was asked for is baked into the file, or means nothing.
     """
     spec, operating = detector.spec, detector.nms
-    check_task(spec)
+    said = (measure.warning,) if measure.warning else ()
+    if measure.name == TOP1:
+        if score is not None or iou is not None:
+            option = "--score-threshold" if score is not None else "--iou-threshold"
+            raise RequestError(option, "a classifier has no curve and no NMS", f"drop {option}")
+        return _Plan(detector.settings(0.0), operating, False, said, measure)
     nms_free = spec.layout.nms_free
     wanted_iou = catalog.family(spec.family).evaluation_iou if iou is None else iou
     wanted_score = SCORE_THRESHOLD if score is None else score
@@ -179,7 +212,7 @@ def _plan(detector: Detector, score: float | None, iou: float | None, max_detect
             keep_topk=max_detections,
             multi_label=len(spec.class_names) > 1 and not nms_free,
         )
-        return _Plan(settings, operating, False, tuple(_task_warnings(spec)))
+        return _Plan(settings, operating, False, said, measure)
     free = detector.target.dynamic_thresholds
     if score is None and not free:
         wanted_score = max(wanted_score, operating.score_threshold)
@@ -187,34 +220,14 @@ def _plan(detector: Detector, score: float | None, iou: float | None, max_detect
         wanted_iou = operating.iou_threshold
     settings = detector.settings(wanted_score, wanted_iou)
     warnings = (
-        *_task_warnings(spec),
+        *said,
         *_warnings(detector, settings, max_detections, score, iou),
     )
     limit = min(settings.keep_topk, max_detections)
     rises = settings.score_threshold <= operating.score_threshold
     twice = free and (settings.iou_threshold != operating.iou_threshold or not rises)
-    return _Plan(dataclasses.replace(settings, keep_topk=limit), operating, twice, warnings)
-
-
-def check_task(spec: ModelSpec) -> None:
-    """Refuse a model whose task has no measure of accuracy.
-
-    Raises:
-        RequestError: It has none.
-    """
-    if spec.task in ("obb", "classify"):
-        raise RequestError(
-            f"accuracy of {spec.name}",
-            f"accuracy of the task {spec.task} is not measured yet",
-            "leave --data out",
-        )
-
-
-def _task_warnings(spec: ModelSpec) -> Iterator[str]:
-    """Say what of a task the figures leave out."""
-    if spec.task in ("segment", "pose"):
-        what = "masks" if spec.task == "segment" else "keypoints"
-        yield f"mAP is that of the boxes; the {what} are not measured"
+    settings = dataclasses.replace(settings, keep_topk=limit)
+    return _Plan(settings, operating, twice, warnings, measure)
 
 
 def _warnings(
@@ -303,20 +316,12 @@ def _measure(
         own |= zip(positions, found, strict=True)
     for position, loaded in enumerate(chunk):  # in order: files are compared picture by picture
         curve, point = low[position], own[position]
-        count_matches(_labelled(loaded.truth, point, None), measured.counts)
-        measured.pictures.append(_labelled(loaded.truth, curve, plan.evaluation.keep_topk))
-
-
-def _labelled(truth: Truth, found: Detections, limit: int | None) -> Labelled:
-    return Labelled(
-        xyxy=truth.xyxy,
-        class_ids=truth.class_ids,
-        crowd=truth.crowd,
-        areas=truth.areas,
-        found_xyxy=found.xyxy[:limit],
-        found_scores=found.scores[:limit],
-        found_class_ids=found.class_ids[:limit],
-    )
+        truth, limit = loaded.truth, plan.evaluation.keep_topk
+        if plan.measure.name != TOP1:
+            at_point = dataclasses.replace(plan.measure, by=plan.measure.counted_by)
+            labelled = labelled_from_detections(truth, point, None, at_point)
+            count_matches(labelled, measured.counts, at_point.by)
+        measured.pictures.append(labelled_from_detections(truth, curve, limit, plan.measure))
 
 
 def _accuracy(
@@ -329,8 +334,9 @@ def _accuracy(
     environment: Mapping[str, str] | None,
 ) -> Accuracy:
     """Sum up one file."""
-    limit = plan.evaluation.keep_topk
-    table = average_precision(measured.pictures, len(dataset.class_names), limit)
+    limit, measure = plan.evaluation.keep_topk, plan.measure
+    table = _table(measured.pictures, len(dataset.class_names), limit, measure)
+    beside = figures_beside(measured.pictures, len(dataset.class_names), limit, measure)
     single = [p.class_ids[~p.crowd] for p in measured.pictures]
     objects = np.bincount(np.concatenate(single), minlength=len(dataset.class_names))
     warnings = list(plan.warnings)
@@ -372,7 +378,22 @@ def _accuracy(
         warnings=tuple(warnings),
         problems=dict(sorted(problems.items())),
         environment=dict(environment or {}),
+        measure=measure.name,
+        top1=_known(count_top(measured.pictures, 1)) if measure.name == TOP1 else None,
+        beside=beside,
     )
+
+
+def _table(
+    pictures: Sequence[Labelled], class_count: int, limit: int, measure: Measure
+) -> Precisions:
+    """Return the average precisions; a classifier has none."""
+    if measure.name != TOP1:
+        return average_precision(pictures, class_count, limit, measure.by)
+    none = np.full(class_count, np.nan)
+    no_areas = (math.nan, math.nan, math.nan)
+    curves = np.full((class_count, 101), np.nan)
+    return Precisions(none, none, math.nan, math.nan, math.nan, no_areas, curves)
 
 
 def _known(value: float) -> float | None:

@@ -8,7 +8,6 @@ from boxwright import catalog
 from boxwright.calibration_cache import cached_pictures
 from boxwright.datasets import Dataset
 from boxwright.errors import RequestError
-from boxwright.evaluate import check_task
 from boxwright.evidence import installed_runtimes
 from boxwright.job import Job
 from boxwright.outcome import Listener, Outcome, Row
@@ -73,8 +72,6 @@ def run(
     pictures = _pictures(recipe)
     resolved = resolve(recipe, models, fetch)
     _check_picture_input(recipe, resolved)
-    if recipe.data is not None:
-        check_task(resolved.source.describe(resolved.request))
     calibration = _calibration_files(recipe)
     dataset = labelled_data(
         recipe, resolved, lambda done, all_: listener.count("pages", done, all_)

@@ -324,7 +324,7 @@ def _accuracy(
 ) -> float | None:
     options = BackendOptions(threads, "cpu", spin=False)
     with Detector(catalog.backend(runtime).open_bytes(data, options), spec) as detector:
-        return evaluate({spec.name: detector}, dataset)[spec.name].map50_95
+        return evaluate({spec.name: detector}, dataset)[spec.name].figure
 
 
 def _refuse_overlap(pictures: Sequence[str], dataset: Dataset) -> None:

@@ -186,10 +186,10 @@ def _evidence_table(report: Report) -> Table:
 
 
 def _accuracy_cells(row: Evaluated | None) -> tuple[str, str]:
-    if row is None or row.accuracy.map50_95 is None:
+    if row is None or row.accuracy.figure is None:
         return "-", "-"
     ends = row.accuracy.interval
-    value = f"{row.accuracy.map50_95:.4f}"
+    value = f"{row.accuracy.figure:.4f}"
     value += f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
     if row.change is None:
         return value, "-"

@@ -80,7 +80,7 @@ def command(artifacts: tuple[Path | str, ...], **options: Any) -> int:
     boxwright evaluate runs/yolo11n/*.onnx --data coco128/data.yaml --split val
     """
     from boxwright.cli.console import ConsoleListener
-    from boxwright.datasets import open_dataset
+    from boxwright.datasets import open_dataset, wanted_of
     from boxwright.environment import describe_environment, package_versions
     from boxwright.evaluate import evaluate
     from boxwright.predict import Wishes
@@ -90,12 +90,14 @@ def command(artifacts: tuple[Path | str, ...], **options: Any) -> int:
     matches: dict[str, Matches] = {}
     with ExitStack() as open_files, ConsoleListener() as listener:
         detectors = _open(artifacts, options, open_files)
+        spec = next(iter(detectors.values())).spec
         dataset = open_dataset(
             options["data"],
-            class_names=next(iter(detectors.values())).spec.class_names,
+            class_names=spec.class_names,
             split=options["split"],
             images=options["images"],
             pages=options["pages"],
+            wanted=wanted_of(spec),
             count=lambda done, total: listener.count("pages", done, total),
         )
         _print_problems(dataset)
@@ -176,7 +178,7 @@ def _with_intervals(
     first = next(iter(results))
     rows: list[Row] = []
     for name, accuracy in results.items():
-        if not draws or accuracy.map50_95 is None:
+        if not draws or accuracy.figure is None:
             rows.append((accuracy, None))
             continue
         ends = interval(matches[name], resamples=draws)

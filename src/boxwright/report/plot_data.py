@@ -65,7 +65,7 @@ def _accuracy(known: Sequence[Subject]) -> dict[str, Any] | None:
         found.append(
             {
                 "series": index,
-                "map": _rounded(accuracy.map50_95),
+                "map": _rounded(accuracy.figure),
                 "ap": [
                     _rounded(accuracy.per_class[n].ap50_95) if n in accuracy.per_class else None
                     for n in objects
@@ -148,7 +148,7 @@ def tradeoff(known: Sequence[Subject]) -> list[dict[str, Any]]:
     for index, subject in enumerate(known):
         same = [m for m in subject.measured if m.setting == setting]
         accuracy = subject.evaluated.accuracy if subject.evaluated else None
-        worth = finite(accuracy.map50_95) if accuracy else None
+        worth = finite(accuracy.figure) if accuracy else None
         if not same or accuracy is None or worth is None:
             continue
         main = same[0].main

@@ -46,7 +46,7 @@ class Accuracies:
     def map_of(self, body: str, runtime: str) -> float | None:
         """Return mAP50-95, or None when it was not measured."""
         found = self.measured.get((body, runtime))
-        return found.map50_95 if found else None
+        return found.figure if found else None
 
     def drop_of(self, body: str, runtime: str) -> float | None:
         """Return what is lost against FP32 in ONNX Runtime, or None when it was not measured."""
