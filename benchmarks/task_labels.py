@@ -85,7 +85,7 @@ def _match(annotation: dict[str, Any], name: str, found: Detections) -> int | No
 def _disturbed(found: Detections, row: int, rng: np.random.Generator) -> dict[str, Any]:
     """Return `segmentation` or `keypoints` of a detection, with some error, and its area."""
     if found.mask_crops is not None:
-        mask = found.mask_crops[row].within(found.image_size).astype(np.uint8)
+        mask: Any = found.mask_crops[row].within(found.image_size).astype(np.uint8)
         step = _MASK_SHARE * float(np.sqrt(mask.sum()))
         size = 2 * round(abs(rng.normal(0, step))) + 1
         edit = cv2.dilate if rng.random() < 0.5 else cv2.erode

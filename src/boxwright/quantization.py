@@ -21,6 +21,7 @@ from boxwright.evaluate import evaluate
 from boxwright.graph.io import bytes_from_model
 from boxwright.graph.precision import fp16_from_fp32, half_layers
 from boxwright.graph.quantize import int8_from_fp32, quantisable_layers
+from boxwright.measures import measure_for
 from boxwright.outcome import Listener
 from boxwright.overflow import layers_beyond_half
 from boxwright.recipe import Recipe
@@ -249,14 +250,15 @@ class Converter:
         if not result.within:
             raise CheckFailedError(
                 f"{self.spec.name} in {lossy.name}",
-                f"mAP50-95 drops by {result.drop:.4f} even with {share}, and at most {limit:g} is "
-                "allowed",
+                f"{self.measure_name} drops by {result.drop:.4f} even with {share}, and at most "
+                f"{limit:g} is allowed",
                 _advice(lossy, result),
             )
-        self.listener.note(f"{lossy.name} loses {result.drop:.4f} mAP50-95 with {share}")
+        self.listener.note(f"{lossy.name} loses {result.drop:.4f} {self.measure_name} with {share}")
         return result.model, {
             **result.as_dict(),
             "max_drop": limit,
+            "measure": self.measure_name,
             "sensitivities": [[s.layer, s.error] for s in ranked],
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
@@ -276,8 +278,14 @@ class Converter:
             advance=_counter(self.listener, f"layers of {lossy.name}", count),
         )
 
+    @property
+    def measure_name(self) -> str:
+        """Name of the figure that is measured."""
+        assert self.dataset is not None, "a budget has data"
+        return measure_for(self.spec, self.dataset).name
+
     def measure(self, graph: onnx.ModelProto, runtime: str = "onnxruntime") -> float:
-        """Return mAP50-95 of a graph in a runtime.
+        """Return mAP50-95 of a graph in a runtime, or the task's own figure.
 
         Raises:
             RequestError: The data shows no object of the model's classes.
@@ -295,7 +303,7 @@ class Converter:
                 )
             self.measured[key] = accuracy
             count = len(self.dataset.items)
-            self.listener.note(f"mAP50-95 {accuracy:.4f} on {count} pictures")
+            self.listener.note(f"{self.measure_name} {accuracy:.4f} on {count} pictures")
         return self.measured[key]
 
 

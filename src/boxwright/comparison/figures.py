@@ -96,6 +96,8 @@ def _not_comparable(before: Accuracy, after: Accuracy) -> str:
             "accuracy is not compared: run A measured on "
             f"{before.dataset}, run B on {after.dataset}, which are different data{same}"
         )
+    if before.measure != after.measure:
+        return f"accuracy is not compared: run A measured {before.measure}, run B {after.measure}"
     if before.figure is None or after.figure is None:
         return f"accuracy is not compared: {after.dataset} shows no objects"
     return ""
@@ -133,7 +135,7 @@ def _accuracy_change(
     return AccuracyChange(
         after.file, after.runtime, old.figure, new.figure, low, high, verdict,
         "; ".join(notes), (old.precision, new.precision), (old.recall, new.recall),
-        (old.f1, new.f1), _class_changes(old, new),
+        (old.f1, new.f1), _class_changes(old, new), new.measure,
     )  # fmt: skip
 
 

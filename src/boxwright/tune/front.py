@@ -153,7 +153,7 @@ def excesses(point: Point, budgets: Budgets) -> tuple[str, ...]:
     ('p95 12.00 ms, at most 10 allowed',)
     """
     asked = (
-        (budgets.max_drop, point.drop, "loses {:.4f} mAP50-95", "accuracy unknown"),
+        (budgets.max_drop, point.drop, "loses {:.4f} of accuracy", "accuracy unknown"),
         (budgets.max_latency_ms, point.p95_ms, "p95 {:.2f} ms", "latency unknown"),
         (budgets.max_memory_mb, point.memory_mb, "peak {:.1f} MB", "memory unknown"),
     )
