@@ -142,7 +142,7 @@ def _runs(pixels: npt.NDArray[np.bool_], left: int, top: int, height: int, width
     ends = ends[np.concatenate([~joined, [True]])] if len(ends) else ends
     bounds = np.stack([starts, ends], axis=1).ravel()
     lengths: list[int] = np.diff(np.concatenate([[0], bounds, [height * width]])).tolist()
-    return lengths
+    return lengths if lengths[-1] else lengths[:-1]
 
 
 def object_masks(picture: Labelled) -> list[Mask]:
