@@ -175,6 +175,12 @@ def _decoded(detector: Detector, feed: FloatArray) -> _Decoded:
 
 
 def _error(want: _Decoded, got: _Decoded, spec: ModelSpec) -> float:
+    if spec.layout.nms_free:
+        # with NMS inside there are as many rows as were found: a missing one scores nothing
+        count = max(len(want.scores), len(got.scores))
+        if not count:
+            return 0.0
+        want, got = _filled(want, count), _filled(got, count)
     chosen = want.scores >= _STANDS_OUT
     if not chosen.any():
         chosen = want.scores >= np.sort(want.scores)[-min(20, len(want.scores))]
@@ -185,6 +191,14 @@ def _error(want: _Decoded, got: _Decoded, spec: ModelSpec) -> float:
     # FP16 can overflow: what is no number is as wrong as can be
     parts = (score, box, added)
     return float(sum(np.nan_to_num(p, nan=1.0).mean() for p in parts if len(p)))
+
+
+def _filled(found: _Decoded, count: int) -> _Decoded:
+    """Return ranked rows with rows of nothing behind them, up to a number."""
+    scores = np.zeros(count, np.float32)
+    scores[: len(found.scores)] = found.scores
+    none = np.zeros((count, 0), np.float32)
+    return _Decoded(np.zeros((count, 4), np.float32), scores, none, None)
 
 
 def _task_error(

@@ -72,6 +72,7 @@ def run(
     pictures = _pictures(recipe)
     resolved = resolve(recipe, models, fetch)
     _check_picture_input(recipe, resolved)
+    _check_plugin(recipe, resolved)
     calibration = _calibration_files(recipe)
     dataset = labelled_data(
         recipe, resolved, lambda done, all_: listener.count("pages", done, all_)
@@ -135,6 +136,22 @@ def _check_picture_input(recipe: Recipe, resolved: Resolved) -> None:
         check_preprocess(spec.preprocess, recipe.source)
         for target in recipe.target_records():
             check_picture_outputs(spec.task, target)
+
+
+def _check_plugin(recipe: Recipe, resolved: Resolved) -> None:
+    """Refuse TensorRT's NMS plugin for a task that it cannot serve, before anything is exported.
+
+    Raises:
+        RequestError: It is asked for.
+    """
+    from boxwright.graph.end2end import check_nms_request
+
+    targets = [t for t in recipe.target_records() if t.outputs == "end2end"]
+    if any(t.nms == "efficient_nms" for t in targets):
+        spec = resolved.source.describe(resolved.request)
+        settings = recipe.nms_settings(0.25, 0.7)
+        for target in targets:
+            check_nms_request(spec.layout.nms_free, target, settings, spec.task)
 
 
 def _calibration_files(recipe: Recipe) -> list[Path]:

@@ -18,6 +18,7 @@ from boxwright.datasets import Dataset
 from boxwright.detector import Detector
 from boxwright.errors import CheckFailedError, RequestError
 from boxwright.evaluate import evaluate
+from boxwright.graph.branches import layers_of_extras
 from boxwright.graph.io import bytes_from_model
 from boxwright.graph.precision import fp16_from_fp32, half_layers
 from boxwright.graph.quantize import int8_from_fp32, quantisable_layers
@@ -115,11 +116,13 @@ class Converter:
         calibrations, pictures, fresh = self._calibrations(model, deployment)
         if self.dataset is not None and not self.recipe.calibration.allow_overlap:
             _refuse_overlap(pictures, self.dataset)
-        layers = tuple(quantisable_layers(model))
+        always = self._always_float(model, deployment)
+        layers = tuple(name for name in quantisable_layers(model) if name not in always)
 
         def lossy(calibration: Calibration) -> Lossy:
             def build(kept: Sequence[str]) -> onnx.ModelProto:
-                return int8_from_fp32(model, calibration.ranges, deployment, keep_float=kept)
+                stay = (*always, *kept)
+                return int8_from_fp32(model, calibration.ranges, deployment, keep_float=stay)
 
             return Lossy(f"INT8 for {deployment}", layers, build)
 
@@ -134,11 +137,26 @@ class Converter:
             graph = sha256_of_bytes(bytes_from_model(model, self.spec.name))
             add_to_cache(Path(cache), graph, deployment, chosen, pictures)
         record: dict[str, Any] = {"method": chosen.method}
+        if always:
+            record["task_float"] = list(always)
         if tried:
             record["methods"] = tried
         if kept is None:
             return made, record if tried else None
         return made, {**kept, **record}
+
+    def _always_float(self, model: onnx.ModelProto, deployment: Deployment) -> tuple[str, ...]:
+        """Return the layers that no INT8 file has as integers: those of keypoints alone.
+
+        A keypoint is off by pixels where a box is not: measured in docs/int8.md.
+        """
+        if self.spec.task != "pose" or deployment == "tensorrt":
+            return ()
+        extras = set(layers_of_extras(model))
+        names = tuple(n for n in quantisable_layers(model) if n in extras)
+        if names:
+            self.listener.note(f"{len(names)} layers of the keypoints stay in float")
+        return names
 
     def _calibrations(
         self, model: onnx.ModelProto, deployment: Deployment
