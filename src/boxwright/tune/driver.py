@@ -373,7 +373,8 @@ class _Tuning:
         memory = self.memory.get(which.name)
         over: tuple[str, ...] = ()
         if point is not None:
-            over = excesses(dataclasses.replace(point, memory_mb=memory), self.request.budgets)
+            known_point = dataclasses.replace(point, memory_mb=memory)
+            over = excesses(known_point, self.request.budgets, self.accuracies.measure)
         known = which.file != SOURCE_FILE
         key = which.body, which.runtime
         return Candidate(
