@@ -454,6 +454,7 @@ POSES = ModelSpec(
 
 def test_boxes_alone_are_measured_by_name_and_keep_no_budget(tmp_path):
     alone = opened(coco(tmp_path), wanted_of(POSES), ("a",))
+    assert dict(alone.problems) == {}
     measure = measure_for(POSES, alone)
     assert measure.name == "box mAP50-95" and "no keypoints" in measure.warning
     with pytest.raises(RequestError, match="no keypoints, so that a loss of these would not be"):

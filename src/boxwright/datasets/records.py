@@ -277,7 +277,7 @@ def dataset_from_items(
     empty = [i for i in ordered if not len(i.boxes)]
     if empty:
         problems.add(NO_OBJECTS, empty[0].name, len(empty))
-    if wanted.task in NO_SHAPE:
+    if wanted.task in NO_SHAPE and any(s is not None for i in ordered for s in i.shapes):
         for item in ordered:
             bare = [s is None and not c for s, c in zip(item.shapes, item.crowd, strict=True)]
             problems.add(NO_SHAPE[wanted.task], item.name, sum(bare))

@@ -255,9 +255,9 @@ def _row(words: list[str], lines: _Lines = _Lines(BOXES_ALONE, None)) -> _Row | 
     Of poses the keypoints follow centre and size; of rotated boxes there are four corners alone.
 
     >>> _row("2 0.5 0.5 0.25 0.5".split())
-    _Row(class_id=2, box=(0.375, 0.25, 0.625, 0.75), polygon=False)
+    _Row(class_id=2, box=(0.375, 0.25, 0.625, 0.75), polygon=False, shape=None)
     >>> _row("0 0.125 0.25 0.5 0.25 0.5 0.75".split())
-    _Row(class_id=0, box=(0.125, 0.25, 0.5, 0.75), polygon=True)
+    _Row(class_id=0, box=(0.125, 0.25, 0.5, 0.75), polygon=True, shape=None)
     >>> _row("0 0.5 0.5 0.25".split()), _row("0 320 240 100 100".split())
     (None, None)
     """
