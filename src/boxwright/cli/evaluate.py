@@ -230,7 +230,8 @@ def _print_table(rows: list[Row]) -> None:
     compared = any(change for _, change in rows)
     for name in (first.measure, *(["change"] if compared else [])):
         table.add_column(name, justify="right")
-    mean = ("mAP50", "mAP75", "small", "medium", "large")
+    at_one = [first.measure.replace("50-95", iou) for iou in ("50", "75")]
+    mean = (*at_one, "small", "medium", "large")
     counted = ("at score", "precision", "recall", "F1")
     by_curve = first.measure != TOP1
     for name in (*first.beside, *((*mean, *counted) if by_curve else ())):
@@ -245,7 +246,7 @@ def _print_table(rows: list[Row]) -> None:
         )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=180)
+        console = Console(highlight=False, width=180 if not first.beside else 220)
     console.print(table)
 
 
