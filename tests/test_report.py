@@ -236,6 +236,38 @@ def test_figures_that_are_no_numbers(report):
     json.loads(Page(html).data, parse_constant=lambda text: pytest.fail(text))
 
 
+@pytest.mark.parametrize("measure", [
+    "box mAP50-95", "mask mAP50-95", "OKS mAP50-95", "rotated mAP50-95", "top-1",
+])  # fmt: skip
+def test_figures_of_the_tasks_have_their_own_name(report, measure):
+    """No figure is taken for the boxes', in tables, facts, plots and the recommendation."""
+    top, beside = measure == "top-1", {"other figure": 0.4321}
+    changes = {"measure": measure, "beside": beside, "top1": 0.625 if top else None}
+    if top:
+        changes |= {"map50_95": None, "per_class": {}, "pr_curve": {}, "precision": None}
+    rows = tuple(
+        dataclasses.replace(r, accuracy=dataclasses.replace(r.accuracy, **changes))
+        for r in report.accuracy
+    )
+    made = tuple(
+        dataclasses.replace(a, budget={**a.budget, "measure": measure}) if a.budget else a
+        for a in report.artifacts
+    )
+    whole = dataclasses.replace(report, accuracy=rows, artifacts=made, choice=None)
+    assert Report.from_dict(json.loads(json.dumps(whole.as_dict()))) == whole
+    html = html_from_report(whole)
+    page = Page(html)
+    for name in ("accuracy", "files", "tradeoff", "layers"):
+        text = re.sub(r"(box|mask|OKS|rotated) mAP50-95", "", page.section(html, name))
+        assert "mAP50-95" not in text, name
+    section = page.section(html, "accuracy")
+    assert measure in section and "other figure" in section and "0.4321" in section
+    assert ("0.6250" in section) == top and ("Recall" in section) != top
+    data = json.loads(page.data)
+    assert {p["measure"] for p in data["tradeoff"]} == {measure}
+    assert {b["measure"] for b in data["budgets"]} == {measure}
+
+
 # What is hostile
 
 

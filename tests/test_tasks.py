@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from boxwright import catalog
+from boxwright import budget, catalog
 from boxwright.backends import BackendOptions
+from boxwright.datasets import open_dataset, wanted_of
 from boxwright.detector import Detector
 from boxwright.errors import RequestError
+from boxwright.graph.branches import layers_of_extras
 from boxwright.graph.end2end import add_end2end
 from boxwright.graph.io import bytes_from_model
+from boxwright.graph.quantize import quantisable_layers
 from boxwright.heads import candidates_from_raw
+from boxwright.loading import load
 from boxwright.masks import mask_logits, masks_in_input
+from boxwright.outcome import Listener
 from boxwright.preprocess import antialiased
+from boxwright.quantization import Converter
+from boxwright.recipe import Recipe
 from boxwright.rle import mask_from_rle, rle_from_mask
 from boxwright.rotated import corners_from_rotated, probiou_matrix, rotated_iou, rotated_nms
 from boxwright.sources import RawModel, SourceRequest
 from boxwright.task_parity import TASK_TOLERANCES, keypoint_similarity, mask_iou, task_gaps
-from boxwright.types import Detections, MaskCrop, NmsSettings, Target
+from boxwright.types import (
+    Detections,
+    HeadLayout,
+    MaskCrop,
+    ModelSpec,
+    NmsSettings,
+    Preprocess,
+    Target,
+)
 
 torch = pytest.importorskip("torch", reason="the export extra is not installed")
 pytest.importorskip("ultralytics", reason="the export extra is not installed")
@@ -174,6 +191,72 @@ def test_the_plugin_is_refused_where_it_cannot_say_what_it_kept(raw, task):
         add_end2end(made.model, made.spec, SETTINGS, Target(outputs="end2end", nms="efficient_nms"))
 
 
+@pytest.mark.parametrize(("task", "generation", "branch"), [
+    ("pose", 8, "cv4"), ("segment", 8, "cv4"), ("obb", 8, ""), ("pose", 26, ""),
+])  # fmt: skip
+def test_the_branch_of_what_a_task_adds(raw, task, generation, branch):
+    """An angle turns the box too, and an NMS-free head picks from all columns at once."""
+    layers = layers_of_extras(raw(task, generation).model)
+    assert len(layers) == (9 if branch else 0)
+    assert all(f"/{branch}." in name for name in layers)
+
+
+@pytest.mark.parametrize(("deployment", "stays"), [("cpu", True), ("tensorrt", False)])
+def test_keypoints_stay_in_float(raw, deployment, stays):
+    made = raw("pose")
+    converter = Converter(made.spec, Recipe(source="net.pt"), (), None, Listener())
+    names = converter._always_float(made.model, deployment)
+    assert len(names) == (6 if stays else 0)  # the last of each level is in any case
+    assert set(names) <= set(quantisable_layers(made.model))
+
+
+def test_a_budget_in_plans_holds_the_tasks_own_figure(raw, tmp_path, monkeypatch):
+    made = raw("classify")
+    with opened(made.model, made.spec) as detector:
+        for index in range(4):
+            best = int(detector(scene(97, 120 + index)).class_ids[0])
+            folder = tmp_path / made.spec.class_names[best if index else (best + 1) % 9]
+            folder.mkdir(exist_ok=True)
+            cv2.imwrite(str(folder / f"{index}.png"), scene(97, 120 + index))
+    wanted, names = wanted_of(made.spec), made.spec.class_names
+    dataset = open_dataset(str(tmp_path), class_names=names, wanted=wanted)
+
+    def as_plan(data, options, watcher):
+        return closing(catalog.backend("onnxruntime").open_bytes(data, BackendOptions(1, "cpu")))
+
+    monkeypatch.setattr("boxwright.quantization.opened_as_plan", as_plan)
+    converter = Converter(made.spec, Recipe(source="net.pt"), (), dataset, Listener())
+    assert converter.measure(made.model, "tensorrt") == 3 / 4
+    assert converter.measure(made.model) == 3 / 4 and converter.measure_name == "top-1"
+
+
+def test_sensitivity_sees_what_a_task_adds(raw):
+    """Other keypoints, coefficients or angles alone are an error; the same head is none."""
+    for task in BOXES:
+        made = raw(task)
+        with opened(made.model, made.spec) as detector:
+            feed, _ = detector.preprocess([scene()])
+            want = budget._decoded(detector, feed.copy())
+        assert budget._error(want, want, made.spec) == 0
+        moved = replace(want, extras=want.extras + 0.4 * np.abs(want.extras).max())
+        assert budget._error(want, moved, made.spec) > 0.01, task
+
+
+def test_sensitivity_of_a_head_with_nms_inside():
+    """It finds now more, now fewer: a missing detection is as wrong as its score."""
+    layout = HeadLayout(nms_free=True)
+    spec = ModelSpec("m", "rtmdet", "detect", ("a",), (64, 64), Preprocess(), layout)
+
+    def rows(*scores: float) -> budget._Decoded:
+        none = np.zeros((len(scores), 0), np.float32)
+        return budget._Decoded(none, np.array(scores, np.float32), none, None)
+
+    assert budget._error(rows(0.9, 0.5), rows(0.9), spec) == pytest.approx(0.25)
+    assert budget._error(rows(0.9), rows(0.9, 0.02), spec) == 0
+    assert budget._error(rows(), rows(), spec) == 0
+    assert budget._error(rows(), rows(0.4), spec) == pytest.approx(0.4)
+
+
 def test_classes_equal_ultralytics(raw):
     """The picture is cut out as Pillow and torchvision do, and the best five are the same."""
     from PIL import Image
@@ -310,12 +393,57 @@ def test_run_and_predict(raw, cli, tmp_path, task):
               tmp_path / "coco.json", "--runtime", "onnxruntime")  # fmt: skip
     assert ran.code == 0, ran.err
     assert len(list(drawings.iterdir())) == 3
-    if task == "classify":  # before any work
-        ran = cli("run", path, "--out", tmp_path / "more", "--data", tmp_path / "pics")
-        assert ran.code == 2 and "not measured" in ran.error
-        assert not (tmp_path / "more").exists()
+    more, refused = {  # before any work
+        "classify": (("--data", tmp_path / "pics"), "holds no folders of pictures"),
+        "pose": (("--outputs", "end2end", "--nms", "efficient_nms"), "portable"),
+    }[task]
+    ran = cli("run", path, "--out", tmp_path / "more", *more)
+    assert ran.code == 2 and refused in ran.error
+    assert not (tmp_path / "more").exists()
+    _measured(cli, file, task, tmp_path)
     records = json.loads(Path(tmp_path / "coco.json").read_text())
     assert records and ("keypoints" in records[0]) == (task == "pose")
+
+
+def _measured(cli, file: Path, task: str, folder: Path) -> None:
+    """What a file finds in a picture, taken for the truth, is found: by the name of its figure."""
+    with load(file, "onnxruntime", quiet=True) as detector:
+        found = detector(folder / "pics" / "0.png")
+    height, width = found.image_size
+    if task == "classify":
+        data = folder / "classes"
+        best = found.class_name(int(found.class_ids[0]))
+        (data / best).mkdir(parents=True)
+        (data / best / "0.png").write_bytes((folder / "pics" / "0.png").read_bytes())
+    else:
+        data = folder / "truth.json"
+        names = enumerate(found.class_names)
+        records = found.as_coco(0)
+        for record in records:
+            points = np.array(record["keypoints"]).reshape(-1, 3)
+            points[:, 2] = 2
+            record |= {"keypoints": points.ravel().tolist(), "area": 400.0}
+        image = {"id": 0, "file_name": "pics/0.png", "height": height, "width": width}
+        data.write_text(
+            json.dumps(
+                {
+                    "images": [image],
+                    "annotations": records,
+                    "categories": [{"id": i, "name": n} for i, n in names],
+                }
+            )
+        )
+    out = folder / "figures.json"
+    ran = cli("evaluate", file, "--data", data, "--runtime", "onnxruntime", "--save-json", out)
+    assert ran.code == 0, ran.err
+    [figures] = json.loads(out.read_text())
+    if task == "classify":
+        assert (figures["measure"], figures["top1"], figures["beside"]) == (
+            "top-1", 1.0, {"top-5": 1.0},
+        )  # fmt: skip
+    else:
+        assert figures["measure"] == "OKS mAP50-95" in ran.out
+        assert figures["map50_95"] > 0.9 and figures["beside"]["box mAP50-95"] > 0.9
 
 
 ASSETS = Path(
@@ -328,8 +456,6 @@ ASSETS = Path(
 @pytest.mark.parametrize("task", ["pose", "seg"])
 def test_real_weights(task):
     """Four people stand before a bus: each has a face above the feet, or a mask that fills."""
-    from boxwright.loading import load
-
     with load(ASSETS / "checkpoints" / f"yolov8n-{task}-deq.pt", quiet=True) as detector:
         found = detector(ASSETS / "images" / "bus.jpg")
     names = [found.class_name(int(c)) for c in found.class_ids]

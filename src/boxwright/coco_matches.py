@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from boxwright.scoring import Labelled
+from boxwright.overlaps import Labelled, Overlap, found_areas, ignored_objects, overlaps
 
 __all__ = [
     "THRESHOLDS",
+    "TOP1",
     "Int32",
     "Matches",
     "arrays_from_matches",
     "matches_from_arrays",
     "matches_from_pictures",
-    "overlaps_by_coco",
+    "top1_matches",
 ]
+
+TOP1 = "top-1"  # the one measure that is no average precision
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the IoU
 _ALL = np.uint16((1 << len(THRESHOLDS)) - 1)
@@ -50,6 +53,8 @@ class Matches:
         score: (N,) float32.
         right: (N,) uint16: bit t is set where it is right at IoU 0.5 + 0.05 t.
         ignored: (N,) uint16: the same where it lies in a crowd region.
+        measure: Name of the figure. Of `top-1` each picture is one object, and its one detection is
+            the best class.
     """
 
     fingerprint: str
@@ -63,10 +68,16 @@ class Matches:
     score: npt.NDArray[np.float32]
     right: Bits
     ignored: Bits
+    measure: str = "mAP50-95"
 
 
 def matches_from_pictures(
-    pictures: Sequence[Labelled], class_count: int, max_detections: int, fingerprint: str
+    pictures: Sequence[Labelled],
+    class_count: int,
+    max_detections: int,
+    fingerprint: str,
+    by: Overlap = "box",
+    measure: str = "mAP50-95",
 ) -> Matches:
     """Match detections with objects by COCO's rules.
 
@@ -75,11 +86,13 @@ def matches_from_pictures(
         class_count: Of the model.
         max_detections: How many detections of a class in a picture count.
         fingerprint: Of the data set.
+        by: What is compared.
+        measure: Name of the figure that this makes.
     """
-    shown = _objects(pictures)
+    shown = _objects(pictures, by)
     measured = np.zeros(class_count, bool)
     measured[shown[1]] = True
-    parts = [_matched(i, p, measured, max_detections) for i, p in enumerate(pictures)]
+    parts = [_matched(i, p, measured, max_detections, by) for i, p in enumerate(pictures)]
     columns = [np.concatenate(c) for c in zip(*parts, strict=True)] or [np.empty(0)] * 5
     picture, class_id, score, right, ignored = columns
     order = np.lexsort((-score, class_id))  # stable: equal scores stay in the pictures' order
@@ -95,21 +108,49 @@ def matches_from_pictures(
         score[order].astype(np.float32),
         right[order].astype(np.uint16),
         ignored[order].astype(np.uint16),
+        measure,
     )
 
 
-def _objects(pictures: Sequence[Labelled]) -> tuple[Int32, Int32, Int32]:
+def top1_matches(pictures: Sequence[Labelled], class_count: int, fingerprint: str) -> Matches:
+    """Return what the best class of each picture makes of top-1."""
+    truth = np.array([p.class_ids[0] for p in pictures], np.int32)
+    best = [p.found_class_ids[:1] for p in pictures]
+    shown = np.lexsort((np.arange(len(truth)), truth)).astype(np.int32)
+    which = np.array([i for i, ids in enumerate(best) if len(ids)], np.int32)
+    class_id = np.array([int(ids[0]) for ids in best if len(ids)], np.int32)
+    score = np.array([float(pictures[i].found_scores[0]) for i in which], np.float32)
+    right = np.where(class_id == truth[which], _ALL, np.uint16(0)).astype(np.uint16)
+    order = np.lexsort((-score, class_id))
+    return Matches(
+        fingerprint,
+        len(pictures),
+        class_count,
+        shown,
+        truth[shown],
+        np.ones(len(truth), np.int32),
+        which[order],
+        class_id[order],
+        score[order],
+        right[order],
+        np.zeros(len(order), np.uint16),
+        TOP1,
+    )
+
+
+def _objects(pictures: Sequence[Labelled], by: Overlap) -> tuple[Int32, Int32, Int32]:
     """Return picture, class and number of objects, by class, then picture."""
     rows = []
     for index, picture in enumerate(pictures):
-        ids, counts = np.unique(picture.class_ids[~picture.crowd], return_counts=True)
+        ids = picture.class_ids[~ignored_objects(picture, by)]
+        ids, counts = np.unique(ids, return_counts=True)
         rows += [(int(c), index, int(n)) for c, n in zip(ids, counts, strict=True)]
     table = np.array(sorted(rows), np.int32).reshape(-1, 3)
     return table[:, 1].copy(), table[:, 0].copy(), table[:, 2].copy()
 
 
 def _matched(
-    index: int, picture: Labelled, measured: npt.NDArray[np.bool_], limit: int
+    index: int, picture: Labelled, measured: npt.NDArray[np.bool_], limit: int, by: Overlap
 ) -> tuple[npt.NDArray[Any], ...]:
     """Return picture, class, score, right and ignored of a picture's detections that count."""
     ids = picture.found_class_ids
@@ -119,54 +160,36 @@ def _matched(
     counts = (rank < limit) & measured[ids]
     order, ids = order[counts], ids[counts]
     right, ignored = np.zeros(len(ids), np.uint16), np.zeros(len(ids), np.uint16)
+    passed_over = ignored_objects(picture, by)
+    again = picture.crowd if by == "keypoints" else passed_over
     for class_id in np.unique(picture.class_ids):
         rows = slice(*np.searchsorted(ids, [class_id, class_id + 1]))
         objects = np.flatnonzero(picture.class_ids == class_id)
-        objects = objects[np.argsort(picture.crowd[objects], kind="stable")]  # crowd regions last
-        crowd = picture.crowd[objects]
-        overlaps = overlaps_by_coco(picture.found_xyxy[order[rows]], picture.xyxy[objects], crowd)
-        right[rows], ignored[rows] = _assigned(overlaps, crowd)
-    sides = picture.found_xyxy[order, 2:].astype(np.float64) - picture.found_xyxy[order, :2]
-    areas = sides.prod(axis=1)
+        objects = objects[np.argsort(passed_over[objects], kind="stable")]  # these come last
+        values = overlaps(picture, order[rows], objects, by)
+        right[rows], ignored[rows] = _assigned(values, passed_over[objects], again[objects])
+    areas = found_areas(picture, by)[order]
     odd = (areas < 0) | (areas > _LARGEST_AREA)
     ignored[odd] |= _ALL & ~right[odd]
     pictures = np.full(len(ids), index, np.int32)
     return pictures, ids, picture.found_scores[order], right, ignored
 
 
-def overlaps_by_coco(
-    found: npt.NDArray[np.float32],
-    objects: npt.NDArray[np.float32],
-    crowd: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.float64]:
-    """Return the IoU (D, G), with a crowd region the share of the detection that lies in it.
-
-    In the order of COCO's own arithmetic, from corner and size in double precision, so that an
-    overlap that is just at a threshold falls on the same side.
-    """
-    a, b = found.astype(np.float64)[:, None], objects.astype(np.float64)[None]
-    sides_a, sides_b = a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2]
-    low = np.maximum(a[..., :2], b[..., :2])
-    high = np.minimum(a[..., :2] + sides_a, b[..., :2] + sides_b)
-    shared = np.maximum(high - low, 0.0).prod(axis=-1)
-    area_a, area_b = sides_a.prod(axis=-1), sides_b.prod(axis=-1)
-    union = np.where(crowd, area_a, area_a + area_b - shared)
-    overlaps: npt.NDArray[np.float64] = np.zeros_like(shared)
-    np.divide(shared, union, out=overlaps, where=shared > 0)
-    return overlaps
-
-
-def _assigned(overlaps: npt.NDArray[np.float64], crowd: npt.NDArray[np.bool_]) -> tuple[Bits, Bits]:
+def _assigned(
+    shared: npt.NDArray[np.float64],
+    passed_over: npt.NDArray[np.bool_],
+    again: npt.NDArray[np.bool_],
+) -> tuple[Bits, Bits]:
     """Return the bits of right and of ignored, (D,) each, of detections best first.
 
     At each IoU on its own, a detection takes the free object that it overlaps most, of equal ones
-    the last; only without one it may lie in a crowd region.
+    the last; only without one it may take one that is passed over, a crowd region `again`.
     """
-    right, ignored = np.zeros(len(overlaps), np.uint16), np.zeros(len(overlaps), np.uint16)
-    thresholds, is_crowd = THRESHOLDS.tolist(), crowd.tolist()
+    right, ignored = np.zeros(len(shared), np.uint16), np.zeros(len(shared), np.uint16)
+    thresholds, is_crowd = THRESHOLDS.tolist(), passed_over.tolist()
     free = [[True] * len(is_crowd) for _ in thresholds]
-    for row in np.flatnonzero((overlaps >= thresholds[0]).any(axis=1)):
-        values = overlaps[row].tolist()
+    for row in np.flatnonzero((shared >= thresholds[0]).any(axis=1)):
+        values = shared[row].tolist()
         near = [g for g, value in enumerate(values) if value >= thresholds[0]]
         for t, threshold in enumerate(thresholds):
             best, match = threshold, -1
@@ -177,6 +200,7 @@ def _assigned(overlaps: npt.NDArray[np.float64], crowd: npt.NDArray[np.bool_]) -
                     best, match = values[g], g
             if match >= 0 and is_crowd[match]:
                 ignored[row] |= 1 << t
+                free[t][match] = bool(again[match])
             elif match >= 0:
                 right[row] |= 1 << t
                 free[t][match] = False
@@ -212,6 +236,7 @@ def arrays_from_matches(matches: Matches) -> dict[str, npt.NDArray[Any]]:
     return {
         "fingerprint": np.array(matches.fingerprint),
         "sizes": np.array([matches.pictures, matches.classes], np.int64),
+        "measure": np.array(matches.measure),
         **{name: getattr(matches, name) for name in _ARRAYS},
     }
 
@@ -223,6 +248,7 @@ def matches_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Matches:
         ValueError: Something is missing, or the arrays do not fit each other.
     """
     missing = {"fingerprint", "sizes", *_ARRAYS} - set(arrays)
+    measure = arrays.get("measure", np.array("mAP50-95"))  # of boxes, before there were others
     if missing:
         raise ValueError(f"{', '.join(sorted(missing))} is missing")
     for name, kind in _ARRAYS.items():
@@ -234,7 +260,10 @@ def matches_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Matches:
     if sizes.shape != (2,) or sizes.dtype != np.int64:
         raise ValueError(f"sizes is {sizes.dtype} {sizes.shape}")
     values: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
-    matches = Matches(str(fingerprint[()]), int(sizes[0]), int(sizes[1]), **values)
+    if measure.shape != () or measure.dtype.kind != "U":
+        raise ValueError(f"measure is {measure.dtype} {measure.shape}")
+    counts = int(sizes[0]), int(sizes[1])
+    matches = Matches(str(fingerprint[()]), *counts, **values, measure=str(measure[()]))
     _check(matches)
     return matches
 

@@ -14,20 +14,35 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from boxwright import catalog
+from boxwright.coco_matches import TOP1
+from boxwright.curve_plan import (
+    MAX_DETECTIONS,
+    PRE_TOPK,
+    SCORE_THRESHOLD,
+    CurvePlan,
+    plan_curve,
+)
 from boxwright.datasets import Dataset, Truth
 from boxwright.datasets.records import UNREADABLE, WRONG_SIZE, plain_name
 from boxwright.detector import Detector
 from boxwright.errors import ImageError, RequestError, SourceError
+from boxwright.measures import (
+    Measure,
+    figures_beside,
+    labelled_from_detections,
+    matches_by,
+    measure_for,
+)
+from boxwright.overlaps import Labelled, Overlap
 from boxwright.scoring import (
     Counts,
-    Labelled,
     Precisions,
     average_precision,
     count_matches,
+    count_top,
 )
-from boxwright.significance import Matches, interval, matches_from_pictures
-from boxwright.types import Accuracy, ClassAccuracy, Detections, Image, ModelSpec, NmsSettings
+from boxwright.significance import Matches, interval
+from boxwright.types import Accuracy, ClassAccuracy, Detections, Image
 
 __all__ = [
     "MAX_DETECTIONS",
@@ -38,34 +53,10 @@ __all__ = [
     "Totals",
     "accuracy_from_table",
     "check_classes",
-    "check_task",
     "evaluate",
     "measure_items",
     "plan_curve",
 ]
-
-SCORE_THRESHOLD = 0.001  # Ultralytics 8.4.190 and YOLOv5 v7.0 in `val.py`
-MAX_DETECTIONS = 300  # the same; COCO's own 100 a class cuts crowded pictures
-PRE_TOPK = 30_000  # the same: max_nms
-# Where no candidate under such a score counts, no picture has as many as `pre_topk` ever keeps.
-_MANY_CANDIDATES = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePlan:
-    """How a file is measured.
-
-    Attributes:
-        evaluation, operating: Settings.
-        twice: The thresholds act inside the graph and differ in more than a rising score, so that
-            the operating point needs an inference of its own.
-        warnings: What a file's baked settings do to the figures.
-    """
-
-    evaluation: NmsSettings
-    operating: NmsSettings
-    twice: bool
-    warnings: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -118,8 +109,8 @@ def evaluate(
         What was measured, by name.
 
     Raises:
-        RequestError: A threshold is baked into a file, an option is out of range, or the classes
-            differ.
+        RequestError: A threshold is baked into a file, an option is out of range, the classes or
+            tasks differ, or the data was opened for another task.
         SourceError: No picture can be read.
         BackendError: A runtime fails.
     """
@@ -131,7 +122,9 @@ def evaluate(
     plans = {}
     for name, detector in detectors.items():
         check_classes(name, detector, dataset)
-        plans[name] = plan_curve(detector, score_threshold, iou_threshold, max_detections)
+        measure = measure_for(detector.spec, dataset)
+        plans[name] = plan_curve(detector, score_threshold, iou_threshold, max_detections, measure)
+    _check_tasks(detectors)
     measured = {name: Measured() for name in detectors}
     problems = dict(dataset.problems)
     largest = max([batch, *(d.fixed_batch or 1 for d in detectors.values())])
@@ -151,9 +144,8 @@ def evaluate(
         results[name] = _accuracy(name, detector, dataset, plan, seen, problems, environment)
         if matches is not None or resamples:
             limit = plan.evaluation.keep_topk
-            matched = matches_from_pictures(
-                seen.pictures, len(dataset.class_names), limit, dataset.fingerprint
-            )
+            classes = len(dataset.class_names)
+            matched = matches_by(seen.pictures, classes, limit, dataset, plan.measure)
             if matches is not None:
                 matches[name] = matched
             if resamples:
@@ -174,95 +166,15 @@ def check_classes(name: str, detector: Detector, dataset: Dataset) -> None:
         )
 
 
-def plan_curve(
-    detector: Detector, score: float | None, iou: float | None, max_detections: int
-) -> CurvePlan:
-    """Choose the settings of the curve, and say what a file's baked ones do to it.
-
-    Raises:
-        RequestError: A threshold that was asked for is baked into the file, or the task has no
-            measure.
-    """
-    spec, operating = detector.spec, detector.nms
-    check_task(spec)
-    nms_free = spec.layout.nms_free
-    wanted_iou = catalog.family(spec.family).evaluation_iou if iou is None else iou
-    wanted_score = SCORE_THRESHOLD if score is None else score
-    if not detector.end2end:
-        settings = dataclasses.replace(
-            detector.settings(wanted_score, operating.iou_threshold if nms_free else wanted_iou),
-            pre_topk=PRE_TOPK,
-            keep_topk=max_detections,
-            multi_label=len(spec.class_names) > 1 and not nms_free,
-        )
-        return CurvePlan(settings, operating, False, tuple(_task_warnings(spec)))
-    free = detector.target.dynamic_thresholds
-    if score is None and not free:
-        wanted_score = max(wanted_score, operating.score_threshold)
-    if nms_free or (iou is None and not free):
-        wanted_iou = operating.iou_threshold
-    settings = detector.settings(wanted_score, wanted_iou)
-    warnings = (
-        *_task_warnings(spec),
-        *_warnings(detector, settings, max_detections, score, iou),
-    )
-    limit = min(settings.keep_topk, max_detections)
-    rises = settings.score_threshold <= operating.score_threshold
-    twice = free and (settings.iou_threshold != operating.iou_threshold or not rises)
-    return CurvePlan(dataclasses.replace(settings, keep_topk=limit), operating, twice, warnings)
-
-
-def check_task(spec: ModelSpec) -> None:
-    """Refuse a model whose task has no measure of accuracy.
-
-    Raises:
-        RequestError: It has none.
-    """
-    if spec.task in ("obb", "classify"):
+def _check_tasks(detectors: Mapping[str, Detector]) -> None:
+    """Refuse files whose figures are of different things."""
+    tasks = {name: d.spec.task for name, d in detectors.items()}
+    if len(set(tasks.values())) > 1:
         raise RequestError(
-            f"accuracy of {spec.name}",
-            f"accuracy of the task {spec.task} is not measured yet",
-            "leave --data out",
+            ", ".join(tasks),
+            f"their tasks are {', '.join(dict.fromkeys(tasks.values()))}",
+            "evaluate models of different tasks one by one",
         )
-
-
-def _task_warnings(spec: ModelSpec) -> Iterator[str]:
-    """Say what of a task the figures leave out."""
-    if spec.task in ("segment", "pose"):
-        what = "masks" if spec.task == "segment" else "keypoints"
-        yield f"mAP is that of the boxes; the {what} are not measured"
-
-
-def _warnings(
-    detector: Detector,
-    settings: NmsSettings,
-    max_detections: int,
-    score: float | None,
-    iou: float | None,
-) -> Iterator[str]:
-    """Say what is baked into an end-to-end file and makes its figures others than a raw file's."""
-    spec, nms_free = detector.spec, detector.spec.layout.nms_free
-    usual_iou = catalog.family(spec.family).evaluation_iou
-    if score is None and settings.score_threshold > SCORE_THRESHOLD:
-        yield (
-            f"score threshold {settings.score_threshold:g} is baked in: the curve ends there, and "
-            "mAP is lower than the raw file's; export with --score-threshold 0.001 or "
-            "--dynamic-thresholds to compare"
-        )
-    if settings.keep_topk < max_detections:
-        yield f"at most {settings.keep_topk} detections a picture are baked in"
-    if nms_free:
-        return
-    if settings.pre_topk < PRE_TOPK and settings.score_threshold < _MANY_CANDIDATES:
-        yield (
-            f"at most {settings.pre_topk} candidates before NMS are baked in: in crowded pictures "
-            "the curve ends early"
-        )
-    if iou is None and settings.iou_threshold != usual_iou:
-        baked = f"{settings.iou_threshold:g}"
-        yield f"NMS IoU {baked} is baked in; the project measures at {usual_iou:g}"
-    if not settings.multi_label and len(spec.class_names) > 1:
-        yield "one class a box is baked in; the projects measure with several"
 
 
 def _chunks(
@@ -319,8 +231,12 @@ def _measure(
         own |= zip(positions, found, strict=True)
     for position, loaded in enumerate(chunk):  # in order: files are compared picture by picture
         curve, point = low[position], own[position]
-        count_matches(_labelled(loaded.truth, point, None), measured.counts)
-        measured.pictures.append(_labelled(loaded.truth, curve, plan.evaluation.keep_topk))
+        truth, limit = loaded.truth, plan.evaluation.keep_topk
+        if plan.measure.name != TOP1:
+            at_point = dataclasses.replace(plan.measure, by=plan.measure.counted_by)
+            labelled = labelled_from_detections(truth, point, None, at_point)
+            count_matches(labelled, measured.counts, at_point.by)
+        measured.pictures.append(labelled_from_detections(truth, curve, limit, plan.measure))
 
 
 def measure_items(
@@ -354,18 +270,6 @@ def measure_items(
     return measured
 
 
-def _labelled(truth: Truth, found: Detections, limit: int | None) -> Labelled:
-    return Labelled(
-        xyxy=truth.xyxy,
-        class_ids=truth.class_ids,
-        crowd=truth.crowd,
-        areas=truth.areas,
-        found_xyxy=found.xyxy[:limit],
-        found_scores=found.scores[:limit],
-        found_class_ids=found.class_ids[:limit],
-    )
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Totals:
     """What the pictures of a data set add up to, beside the curve.
@@ -375,16 +279,19 @@ class Totals:
         objects: (classes,) how many they show, crowd regions left out.
         crowded: Pictures that show more objects than can be found.
         counts: At the operating point.
+        top: Of a classifier: pictures whose class is the best one, and among the best five.
     """
 
     pictures: int
     objects: npt.NDArray[np.int64]
     crowded: int
     counts: Counts
+    top: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, measured: Measured, class_count: int, limit: int) -> Totals:
+    def of(cls, measured: Measured, class_count: int, limit: int, measure: Measure) -> Totals:
         """Count pictures and objects."""
+        ranked = measured.pictures if measure.name == TOP1 else []
         single = [p.class_ids[~p.crowd] for p in measured.pictures]
         ids = np.concatenate([np.zeros(0, np.int64), *single])
         return cls(
@@ -392,6 +299,7 @@ class Totals:
             np.bincount(ids, minlength=class_count),
             sum(len(s) > limit for s in single),
             measured.counts,
+            (count_top(ranked, 1), count_top(ranked, 5)),
         )
 
 
@@ -406,10 +314,12 @@ def _accuracy(
 ) -> Accuracy:
     """Sum up one file."""
     limit, count = plan.evaluation.keep_topk, len(dataset.class_names)
-    table = average_precision(measured.pictures, count, limit)
-    totals = Totals.of(measured, count, limit)
+    tables = {
+        by: average_precision(measured.pictures, count, limit, by) for by in plan.measure.compared
+    }
+    totals = Totals.of(measured, count, limit, plan.measure)
     runs_on = detector.description
-    return accuracy_from_table(name, runs_on, dataset, plan, totals, table, problems, environment)
+    return accuracy_from_table(name, runs_on, dataset, plan, totals, tables, problems, environment)
 
 
 def accuracy_from_table(
@@ -418,7 +328,7 @@ def accuracy_from_table(
     dataset: Dataset,
     plan: CurvePlan,
     totals: Totals,
-    table: Precisions,
+    tables: Mapping[Overlap, Precisions],
     problems: Mapping[str, int],
     environment: Mapping[str, str] | None,
 ) -> Accuracy:
@@ -429,11 +339,12 @@ def accuracy_from_table(
         runs_on: Runtime, version and device, in words.
         dataset: What it was measured on.
         plan: How.
-        totals, table: What came of it.
+        totals, tables: What came of it; the tables by what they compare.
         problems: How many pictures could not be measured, by reason.
         environment: Recorded in the result.
     """
-    limit, objects = plan.evaluation.keep_topk, totals.objects
+    limit, objects, measure = plan.evaluation.keep_topk, totals.objects, plan.measure
+    table = tables[measure.by] if measure.compared else _no_curve(len(dataset.class_names))
     warnings = list(plan.warnings)
     if totals.crowded:
         warnings.append(
@@ -441,6 +352,8 @@ def accuracy_from_table(
         )
     if not objects.sum():
         warnings.append("the pictures show no object of the model's classes: there is no mAP")
+    of_best = measure.name == TOP1 and totals.pictures
+    top1, top5 = (n / totals.pictures if of_best else None for n in totals.top)
     names = _distinct(dataset.class_names)
     shown = [c for c in range(len(names)) if not math.isnan(table.by_class[c])]
     per_class = {
@@ -472,7 +385,18 @@ def accuracy_from_table(
         warnings=tuple(warnings),
         problems=dict(sorted(problems.items())),
         environment=dict(environment or {}),
+        measure=measure.name,
+        top1=top1,
+        beside=figures_beside(measure, tables, top5),
     )
+
+
+def _no_curve(class_count: int) -> Precisions:
+    """Return the average precisions of a classifier: none."""
+    none = np.full(class_count, np.nan)
+    no_areas = (math.nan, math.nan, math.nan)
+    curves = np.full((class_count, 101), np.nan)
+    return Precisions(none, none, math.nan, math.nan, math.nan, no_areas, curves)
 
 
 def _known(value: float) -> float | None:

@@ -34,7 +34,7 @@ from boxwright.types import Image
 __all__ = ["Evidence", "installed_runtimes"]
 
 _MOST_DRAWS = 500  # of the bootstrap
-_KEY = 2  # raised when what is measured changes its meaning
+_KEY = 3  # raised when what is measured changes its meaning
 _SIDE_PX = 640  # of the report's pictures
 _QUALITY = 80
 _PICTURES = 32  # that latency is measured on
@@ -189,7 +189,7 @@ class Evidence:
             yield self._compared(row, baseline)
 
     def _compared(self, row: Evaluated, baseline: Evaluated | None) -> Evaluated:
-        if baseline is None or row.accuracy.map50_95 is None:
+        if baseline is None or row.accuracy.figure is None:
             return dataclasses.replace(row, change=None)
         if row.change is not None and (baseline.file, baseline.runtime) not in self.fresh:
             return row

@@ -9,7 +9,6 @@ from boxwright import catalog
 from boxwright.calibration_cache import cached_pictures
 from boxwright.datasets import Dataset
 from boxwright.errors import RequestError
-from boxwright.evaluate import check_task
 from boxwright.evidence import installed_runtimes
 from boxwright.job import Job
 from boxwright.outcome import Listener, Outcome, Row
@@ -160,8 +159,7 @@ def prepare(
     pictures = _pictures(recipe)
     resolved = resolve(recipe, models, fetch)
     _check_picture_input(recipe, resolved)
-    if recipe.data is not None:
-        check_task(resolved.source.describe(resolved.request))
+    _check_plugin(recipe, resolved)
     calibration = _calibration_files(recipe)
     dataset = labelled_data(
         recipe, resolved, lambda done, all_: listener.count("pages", done, all_)
@@ -206,6 +204,22 @@ def _check_picture_input(recipe: Recipe, resolved: Resolved) -> None:
         check_preprocess(spec.preprocess, recipe.source)
         for target in recipe.target_records():
             check_picture_outputs(spec.task, target)
+
+
+def _check_plugin(recipe: Recipe, resolved: Resolved) -> None:
+    """Refuse TensorRT's NMS plugin for a task that it cannot serve, before anything is exported.
+
+    Raises:
+        RequestError: It is asked for.
+    """
+    from boxwright.graph.end2end import check_nms_request
+
+    targets = [t for t in recipe.target_records() if t.outputs == "end2end"]
+    if any(t.nms == "efficient_nms" for t in targets):
+        spec = resolved.source.describe(resolved.request)
+        settings = recipe.nms_settings(0.25, 0.7)
+        for target in targets:
+            check_nms_request(spec.layout.nms_free, target, settings, spec.task)
 
 
 def _calibration_files(recipe: Recipe) -> list[Path]:

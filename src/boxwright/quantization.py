@@ -18,9 +18,11 @@ from boxwright.datasets import Dataset
 from boxwright.detector import Detector
 from boxwright.errors import CheckFailedError, RequestError
 from boxwright.evaluate import evaluate
+from boxwright.graph.branches import layers_of_extras
 from boxwright.graph.io import bytes_from_model
 from boxwright.graph.precision import fp16_from_fp32, half_layers
 from boxwright.graph.quantize import int8_from_fp32, quantisable_layers
+from boxwright.measures import measure_for
 from boxwright.outcome import Listener
 from boxwright.overflow import layers_beyond_half
 from boxwright.plan_budget import FLOAT_STEP, opened_as_plan, runtime_of_budget
@@ -115,11 +117,13 @@ class Converter:
         calibrations, pictures, fresh = self._calibrations(model, deployment)
         if self.dataset is not None and not self.recipe.calibration.allow_overlap:
             _refuse_overlap(pictures, self.dataset)
-        layers = tuple(quantisable_layers(model))
+        always = self._always_float(model, deployment)
+        layers = tuple(name for name in quantisable_layers(model) if name not in always)
 
         def lossy(calibration: Calibration) -> Lossy:
             def build(kept: Sequence[str]) -> onnx.ModelProto:
-                return int8_from_fp32(model, calibration.ranges, deployment, keep_float=kept)
+                stay = (*always, *kept)
+                return int8_from_fp32(model, calibration.ranges, deployment, keep_float=stay)
 
             return Lossy(f"INT8 for {deployment}", layers, build)
 
@@ -134,6 +138,8 @@ class Converter:
             graph = sha256_of_bytes(bytes_from_model(model, self.spec.name))
             add_to_cache(Path(cache), graph, deployment, chosen, pictures)
         record: dict[str, Any] = {"method": chosen.method}
+        if always:
+            record["task_float"] = list(always)
         if tried:
             record["methods"] = tried
         if kept is None:
@@ -153,6 +159,19 @@ class Converter:
                 "more: evaluate the plan, or run this where TensorRT and a GPU are"
             )
         return runtime
+
+    def _always_float(self, model: onnx.ModelProto, deployment: Deployment) -> tuple[str, ...]:
+        """Return the layers that no INT8 file has as integers: those of keypoints alone.
+
+        A keypoint is off by pixels where a box is not: measured in docs/int8.md.
+        """
+        if self.spec.task != "pose" or deployment == "tensorrt":
+            return ()
+        extras = set(layers_of_extras(model))
+        names = tuple(n for n in quantisable_layers(model) if n in extras)
+        if names:
+            self.listener.note(f"{len(names)} layers of the keypoints stay in float")
+        return names
 
     def _calibrations(
         self, model: onnx.ModelProto, deployment: Deployment
@@ -265,15 +284,16 @@ class Converter:
         if not result.within:
             raise CheckFailedError(
                 f"{self.spec.name} in {lossy.name}",
-                f"mAP50-95 drops by {result.drop:.4f} even with {share}, and at most {limit:g} is "
-                "allowed",
+                f"{self.measure_name} drops by {result.drop:.4f} even with {share}, and at most "
+                f"{limit:g} is allowed",
                 _advice(lossy, result),
             )
-        self.listener.note(f"{lossy.name} loses {result.drop:.4f} mAP50-95 with {share}")
+        self.listener.note(f"{lossy.name} loses {result.drop:.4f} {self.measure_name} with {share}")
         return result.model, {
             **result.as_dict(),
             "max_drop": limit,
             "measured_in": runtime,
+            "measure": self.measure_name,
             "sensitivities": [[s.layer, s.error] for s in ranked],
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
@@ -293,8 +313,14 @@ class Converter:
             advance=_counter(self.listener, f"layers of {lossy.name}", count),
         )
 
+    @property
+    def measure_name(self) -> str:
+        """Name of the figure that is measured."""
+        assert self.dataset is not None, "a budget has data"
+        return measure_for(self.spec, self.dataset).name
+
     def measure(self, graph: onnx.ModelProto, runtime: str = "onnxruntime") -> float:
-        """Return mAP50-95 of a graph in a runtime.
+        """Return mAP50-95 of a graph in a runtime, or the task's own figure.
 
         Raises:
             RequestError: The data shows no object of the model's classes.
@@ -307,7 +333,7 @@ class Converter:
                 with opened_as_plan(data, self.recipe.budget, self.listener) as plan:
                     detector = Detector(plan, self.spec)
                     found = evaluate({self.spec.name: detector}, self.dataset)
-                accuracy = found[self.spec.name].map50_95
+                accuracy = found[self.spec.name].figure
             else:
                 threads = self.recipe.threads
                 accuracy = _accuracy(data, self.spec, self.dataset, threads, runtime)
@@ -319,7 +345,7 @@ class Converter:
                 )
             self.measured[key] = accuracy
             count = len(self.dataset.items)
-            self.listener.note(f"mAP50-95 {accuracy:.4f} on {count} pictures")
+            self.listener.note(f"{self.measure_name} {accuracy:.4f} on {count} pictures")
         return self.measured[key]
 
 
@@ -348,7 +374,7 @@ def _accuracy(
 ) -> float | None:
     options = BackendOptions(threads, "cpu", spin=False)
     with Detector(catalog.backend(runtime).open_bytes(data, options), spec) as detector:
-        return evaluate({spec.name: detector}, dataset)[spec.name].map50_95
+        return evaluate({spec.name: detector}, dataset)[spec.name].figure
 
 
 def _refuse_overlap(pictures: Sequence[str], dataset: Dataset) -> None:

@@ -153,8 +153,8 @@ class Recipe(_Strict):
         data: Labelled pictures that accuracy is measured on, as `evaluate` takes them.
         data_split, data_images, max_data: Part of a YOLO data set; folder of a COCO file's
             pictures; at most so many pictures, evenly spaced.
-        max_drop: The most mAP50-95 that an INT8 or FP16 file may lose, 0..1; layers go back to
-            FP32 until it does.
+        max_drop: The most mAP50-95 (or the task's own figure) that an INT8 or FP16 file may lose,
+            0..1; layers go back to FP32 until it does.
         budget: Where `max_drop` is measured for files for TensorRT (`auto`: as plans, where
             TensorRT and a GPU are there), and what those plans are built with.
         measure: What is measured of the files besides parity: latency, and accuracy where there

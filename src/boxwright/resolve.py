@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boxwright import catalog
-from boxwright.datasets import Dataset, open_dataset
+from boxwright.datasets import Dataset, open_dataset, wanted_of
 from boxwright.errors import RequestError, SourceError
+from boxwright.measures import check_budget_measure
 from boxwright.recipe import Recipe
 from boxwright.sources import Source, SourceRequest
 from boxwright.sources.names import config_name, parse_name
@@ -139,18 +140,23 @@ def labelled_data(
         count: Told how many pages of `sample` are generated, and of how many.
 
     Raises:
-        RequestError: An option does not fit the kind of data.
+        RequestError: An option does not fit the kind of data, or there is a budget and the labels
+            have not what the model's task adds to boxes.
         SourceError: The data cannot be read, or has no class of the model.
     """
     if recipe.data is None:
         return None
     pages = recipe.max_data if recipe.data == "sample" else None
+    spec = resolved.source.describe(resolved.request)
     found = open_dataset(
         recipe.data,
-        class_names=resolved.source.describe(resolved.request).class_names,
+        class_names=spec.class_names,
         split=recipe.data_split,
         images=Path(recipe.data_images) if recipe.data_images else None,
         pages=pages,
+        wanted=wanted_of(spec),
         count=count,
     )
+    if recipe.max_drop is not None:
+        check_budget_measure(spec, found, "--max-drop")
     return found.limited(recipe.max_data) if recipe.max_data and pages is None else found

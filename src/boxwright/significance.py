@@ -21,11 +21,13 @@ import numpy.typing as npt
 
 from boxwright.coco_matches import (
     THRESHOLDS,
+    TOP1,
     Int32,
     Matches,
     arrays_from_matches,
     matches_from_arrays,
     matches_from_pictures,
+    top1_matches,
 )
 from boxwright.types import Change
 
@@ -41,6 +43,7 @@ __all__ = [
     "map_of",
     "matches_from_arrays",
     "matches_from_pictures",
+    "top1_matches",
 ]
 
 RESAMPLES = 2000  # a second's work on hundreds of pictures
@@ -77,6 +80,19 @@ class _Curve:
     ignored_before: npt.NDArray[np.intp]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Hits:
+    """Pictures whose best class is right, (n,): top-1 is their share."""
+
+    picture: Int32
+
+
+def _prepared(matches: Matches) -> list[_Curve] | _Hits:
+    if matches.measure == TOP1:
+        return _Hits(matches.picture[matches.right > 0])
+    return _curves(matches)
+
+
 def _curves(matches: Matches) -> list[_Curve]:
     """Return the classes that have objects."""
     curves = []
@@ -101,8 +117,11 @@ def _curves(matches: Matches) -> list[_Curve]:
     return curves
 
 
-def _measured(curves: Sequence[_Curve], weights: Int32) -> Doubles:
-    """Return the mAP50-95 of draws: (B,) for weights (pictures, B); NaN without objects."""
+def _measured(curves: Sequence[_Curve] | _Hits, weights: Int32) -> Doubles:
+    """Return the figure of draws: (B,) for weights (pictures, B); NaN without objects."""
+    if isinstance(curves, _Hits):
+        shares = weights[curves.picture].sum(axis=0) / np.maximum(weights.sum(axis=0), 1)
+        return np.asarray(shares, np.float64)
     total, present = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
     for curve in curves:
         objects = curve.object_count @ weights[curve.object_picture]
@@ -142,7 +161,9 @@ def _average_precision(curve: _Curve, weights: Int32, objects: Int32) -> Doubles
 
 
 def map_of(matches: Matches, weights: npt.ArrayLike | None = None) -> float:
-    """Return mAP50-95 with every picture counted as often as it was drawn; NaN without objects.
+    """Return the figure with every picture counted as often as it was drawn; NaN without objects.
+
+    It is mAP50-95 by what was compared, or top-1.
 
     Args:
         matches: Of a file.
@@ -154,7 +175,7 @@ def map_of(matches: Matches, weights: npt.ArrayLike | None = None) -> float:
     counts = np.ones(matches.pictures) if weights is None else np.asarray(weights)
     if counts.shape != (matches.pictures,):
         raise ValueError(f"{counts.shape} weights for {matches.pictures} pictures")
-    return float(_measured(_curves(matches), counts.astype(np.int32)[:, None])[0])
+    return float(_measured(_prepared(matches), counts.astype(np.int32)[:, None])[0])
 
 
 def default_resamples(*matches: Matches) -> int:
@@ -214,6 +235,8 @@ def change(
 
 def difference_of_pictures(first: Matches, second: Matches) -> str:
     """Return in what the pictures of two files differ, in words, or ""."""
+    if first.measure != second.measure:
+        return f"one is {first.measure}, the other {second.measure}"
     if first.fingerprint != second.fingerprint:
         return "they are of different data sets"
     if first.pictures != second.pictures:
@@ -230,8 +253,11 @@ def _enough(matches: Matches) -> bool:
 
 def _drawn(files: Sequence[Matches], seed: int, resamples: int) -> list[Doubles]:
     """Return the mAP50-95 of each file in each draw, (resamples,) each; the draws are the same."""
-    curves = [_curves(m) for m in files]
-    longest = max(len(c.picture) + 10 * len(c.at) for own in curves for c in own)
+    curves = [_prepared(m) for m in files]
+    longest = max(
+        1 if isinstance(own, _Hits) else max(len(c.picture) + 10 * len(c.at) for c in own)
+        for own in curves
+    )
     block = int(np.clip(_BLOCK_VALUES // max(longest, 1), 8, 512))
     parts: list[list[Doubles]] = [[] for _ in files]
     for weights in _draws(files[0].pictures, seed, resamples, block):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from boxwright.overlaps import COCO_SIGMAS, sigmas_of
 from boxwright.rotated import rotated_iou
 from boxwright.types import Check, Detections, FloatArray, MaskCrop, Precision, TaskName
 
@@ -23,10 +24,6 @@ __all__ = [
     "task_gaps",
 ]
 
-# Of COCO's 17 keypoints of a person (cocodataset.org, "Keypoint evaluation").
-COCO_SIGMAS = np.array(
-    [26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89], np.float32
-) / np.float32(1000)
 _SEEN = 0.5  # points that the source itself does not see may lie anywhere
 _FORGIVEN_PIXELS = 2  # of a mask: which side of an edge a pixel falls on is a matter of rounding
 
@@ -101,7 +98,7 @@ def keypoint_similarity(first: FloatArray, second: FloatArray, area: float) -> f
     any other number, as Ultralytics takes it. 1 where no point is seen.
     """
     count = len(first)
-    sigmas = COCO_SIGMAS if count == len(COCO_SIGMAS) else np.full(count, 1 / count, np.float32)
+    sigmas = sigmas_of(count)
     seen = first[:, 2] > _SEEN if first.shape[1] == 3 else np.ones(count, bool)
     if not seen.any():
         return 1.0

@@ -604,8 +604,8 @@ class Accuracy:
 
     Average precisions (AP) are COCO's: 101 recall points, IoU 0.5 to 0.95 in steps of 0.05, and the
     mean over the classes that the data set shows. They are measured at the `evaluation` settings;
-    precision, recall and F1 at the `operating` ones, at IoU 0.5, over all classes together. All lie
-    in 0..1; None where there is nothing to divide by.
+    precision, recall and F1 at the `operating` ones, at IoU 0.5 of boxes or rotated boxes, over all
+    classes together. All lie in 0..1; None where there is nothing to divide by.
 
     Attributes:
         candidate: Name of the file.
@@ -624,8 +624,13 @@ class Accuracy:
         warnings: What makes the figures lower or less comparable than they look.
         problems: How often something was wrong with the data, by what.
         environment: Libraries and machine.
-        interval: 95 % interval of mAP50-95, by bootstrap over the pictures; None when it was not
-            computed.
+        interval: 95 % interval of the `figure`, by bootstrap over the pictures; None when it was
+            not computed.
+        measure: What the mean AP compare, and so their name: `mAP50-95` of boxes (`box mAP50-95`
+            for a task that is more), `mask mAP50-95`, `OKS mAP50-95` of keypoints, `rotated
+            mAP50-95`; or `top-1`, where there is no AP.
+        top1: Of a classifier: the share of pictures whose best class is right.
+        beside: Further figures by name, e.g. `box mAP50-95`, `exact rotated mAP50-95`, `top-5`.
     """
 
     candidate: str
@@ -651,6 +656,14 @@ class Accuracy:
     problems: Mapping[str, int] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
+    measure: str = "mAP50-95"
+    top1: float | None = None
+    beside: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def figure(self) -> float | None:
+        """The one figure that stands for all, named by `measure`."""
+        return self.top1 if self.measure == "top-1" else self.map50_95
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -677,7 +690,8 @@ class Change:
 
     Attributes:
         baseline: Name of what was compared with.
-        difference: mAP50-95 minus the baseline's: negative is worse.
+        difference: The figure (mAP50-95, or the task's own) minus the baseline's: negative is
+            worse.
         low, high: 95 % interval of it, by bootstrap over the pictures, paired; None when it was not
             computed.
     """

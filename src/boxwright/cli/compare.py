@@ -32,7 +32,7 @@ _RESPECTS = ("accuracy", "latency", "parity")
     default=0.0,
     show_default=True,
     metavar="X",
-    help="Loss of mAP50-95 that --fail-on accuracy accepts.",
+    help="Loss of mAP50-95 (or the task's own figure) that --fail-on accuracy accepts.",
 )
 @click.option(
     "--max-slowdown",

@@ -168,11 +168,12 @@ def print_evidence(outcome: Outcome) -> None:
 
 def _evidence_table(report: Report) -> Table:
     data = report.accuracy[0].accuracy if report.accuracy else None
-    title = f"mAP50-95 on {data.dataset}: {data.pictures} pictures" if data else "latency"
+    measure = data.measure if data else "mAP50-95"
+    title = f"{measure} on {data.dataset}: {data.pictures} pictures" if data else "latency"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("file", overflow="fold")
     table.add_column("runtime", no_wrap=True)
-    for head in ("mAP50-95", "change", "p50 ms", "p95 ms", "images/s", "speed-up"):
+    for head in (measure, "change", "p50 ms", "p95 ms", "images/s", "speed-up"):
         table.add_column(head, justify="right", no_wrap=True)
     measured = {
         (SOURCE if m.name == SOURCE else Path(m.file).name, m.runtime): m
@@ -186,10 +187,10 @@ def _evidence_table(report: Report) -> Table:
 
 
 def _accuracy_cells(row: Evaluated | None) -> tuple[str, str]:
-    if row is None or row.accuracy.map50_95 is None:
+    if row is None or row.accuracy.figure is None:
         return "-", "-"
     ends = row.accuracy.interval
-    value = f"{row.accuracy.map50_95:.4f}"
+    value = f"{row.accuracy.figure:.4f}"
     value += f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
     if row.change is None:
         return value, "-"

@@ -31,7 +31,7 @@ __all__ = ["command"]
     "--data",
     required=True,
     metavar="PATH",
-    help="COCO .json, data.yaml, folder with images/ and labels/, list .txt, or sample.",
+    help="COCO .json, data.yaml, folder with images/ and labels/ or of classes, list .txt, sample.",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of a COCO file's pictures.")
 @click.option("--split", metavar="NAME", help="Part of a data.yaml or folder. Default: val.")
@@ -69,6 +69,9 @@ __all__ = ["command"]
 def command(artifacts: tuple[Path | str, ...], **options: Any) -> int:
     """Measure mAP, precision and recall of one or more files of a model.
 
+    Of segmenters it is mask mAP, of poses OKS mAP, each beside that of the boxes; of rotated boxes
+    rotated mAP; of classifiers top-1 and top-5.
+
     mAP is COCO's, from the whole curve down to a score of 0.001; precision, recall and F1 are
     those of the file's own thresholds. How sure an mAP is, and whether a file differs from the
     first, is told by bootstrap over the pictures; see docs/accuracy.md. What is wrong with the data
@@ -80,7 +83,7 @@ def command(artifacts: tuple[Path | str, ...], **options: Any) -> int:
     boxwright evaluate runs/yolo11n/*.onnx --data coco128/data.yaml --split val
     """
     from boxwright.cli.console import ConsoleListener
-    from boxwright.datasets import open_dataset
+    from boxwright.datasets import open_dataset, wanted_of
     from boxwright.environment import describe_environment, package_versions
     from boxwright.evaluate import evaluate
     from boxwright.predict import Wishes
@@ -90,12 +93,14 @@ def command(artifacts: tuple[Path | str, ...], **options: Any) -> int:
     matches: dict[str, Matches] = {}
     with ExitStack() as open_files, ConsoleListener() as listener:
         detectors = _open(artifacts, options, open_files)
+        spec = next(iter(detectors.values())).spec
         dataset = open_dataset(
             options["data"],
-            class_names=next(iter(detectors.values())).spec.class_names,
+            class_names=spec.class_names,
             split=options["split"],
             images=options["images"],
             pages=options["pages"],
+            wanted=wanted_of(spec),
             count=lambda done, total: listener.count("pages", done, total),
         )
         _print_problems(dataset)
@@ -176,7 +181,7 @@ def _with_intervals(
     first = next(iter(results))
     rows: list[Row] = []
     for name, accuracy in results.items():
-        if not draws or accuracy.map50_95 is None:
+        if not draws or accuracy.figure is None:
             rows.append((accuracy, None))
             continue
         ends = interval(matches[name], resamples=draws)
@@ -216,29 +221,40 @@ def _print_table(rows: list[Row]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from boxwright.coco_matches import TOP1
+
     first = rows[0][0]
     title = escape(f"{first.dataset}: {first.pictures} pictures, {first.objects} objects")
     table = Table(title=title, title_justify="left")
     table.add_column("file", overflow="fold")
     compared = any(change for _, change in rows)
-    for name in ("mAP50-95", *(["change"] if compared else [])):
+    for name in (first.measure, *(["change"] if compared else [])):
         table.add_column(name, justify="right")
-    columns = ("mAP50", "mAP75", "small", "medium", "large", "at score", "precision", "recall")
-    for name in (*columns, "F1"):
+    at_one = [first.measure.replace("50-95", iou) for iou in ("50", "75")]
+    mean = (*at_one, "small", "medium", "large")
+    counted = ("at score", "precision", "recall", "F1")
+    by_curve = first.measure != TOP1
+    for name in (*first.beside, *((*mean, *counted) if by_curve else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for a, change in rows:
         table.add_row(
             escape(a.candidate),
-            escape(_with_ends(_cell(a.map50_95), a.interval, ".3f")),
+            escape(_with_ends(_cell(a.figure), a.interval, ".3f")),
             *([escape(_change_cell(change))] if compared else []),
-            *(_cell(v) for v in (a.map50, a.map75, a.map_small, a.map_medium, a.map_large)),
-            f"{a.operating.score_threshold:g}",
-            *(_cell(v) for v in (a.precision, a.recall, a.f1)),
+            *(_cell(a.beside.get(name)) for name in first.beside),
+            *(_curve_cells(a) if by_curve else ()),
         )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=180)
+        console = Console(highlight=False, width=180 if not first.beside else 220)
     console.print(table)
+
+
+def _curve_cells(a: Accuracy) -> list[str]:
+    means = (a.map50, a.map75, a.map_small, a.map_medium, a.map_large)
+    threshold = f"{a.operating.score_threshold:g}"
+    counted = (a.precision, a.recall, a.f1)
+    return [*(_cell(v) for v in means), threshold, *(_cell(v) for v in counted)]
 
 
 def _with_ends(text: str, ends: tuple[float, float] | None, form: str) -> str:
@@ -273,7 +289,9 @@ def _print_classes(results: list[Accuracy]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="AP50-95 / AP50 by class", title_justify="left")
+    table = Table(title=f"AP50-95 / AP50 by class ({results[0].measure})", title_justify="left")
+    if not results[0].per_class:
+        return
     table.add_column("class", overflow="fold")
     table.add_column("objects", justify="right")
     for a in results:

@@ -67,8 +67,9 @@ __all__ = ["evaluate_command"]
 def evaluate_command(artifact: str, **options: Any) -> int:
     """Measure mAP in parts, spread over processes or a cluster.
 
-    The figures are those of `boxwright evaluate`, to the last bit. After a crash the same command
-    goes on where it stopped. Exit status 1 when a picture could not be measured.
+    The figures are those of `boxwright evaluate`, to the last bit, of each task its own: of masks,
+    keypoints, rotated boxes and classes, too. After a crash the same command goes on where it
+    stopped. Exit status 1 when a picture could not be measured.
 
     \b
     boxwright fleet evaluate yolo11n.fp32.onnx --data coco/data.yaml --out measured/ --workers 8
@@ -109,7 +110,7 @@ def evaluate_command(artifact: str, **options: Any) -> int:
 
 def _wanted(artifact: str, options: dict[str, Any]) -> Any:
     """Return what is wanted; the runtime is chosen here, once for all workers."""
-    from boxwright.evaluate import check_task
+    from boxwright.datasets import wanted_of
     from boxwright.fleet.artifact import file_from_text, spec_from_file
     from boxwright.fleet.evaluate_node import Wanted
     from boxwright.fleet.job import Pace, Settings
@@ -118,7 +119,7 @@ def _wanted(artifact: str, options: dict[str, Any]) -> Any:
 
     path = file_from_text(artifact)
     spec = spec_from_file(path, options["family"], options["labels"])
-    check_task(spec)
+    labels = wanted_of(spec)
     device = device_arguments(options)
     runtime = options["runtime"]
     if runtime == "auto":
@@ -143,6 +144,8 @@ def _wanted(artifact: str, options: dict[str, Any]) -> Any:
         images=str(options["images"]) if options["images"] else None,
         pages=options["pages"],
         class_names=tuple(spec.class_names),
+        task=labels.task,
+        keypoints=labels.keypoints,
         fingerprint="",
         max_images=options["max_images"],
         part_size=options["part_size"],
@@ -155,6 +158,8 @@ def _wanted(artifact: str, options: dict[str, Any]) -> Any:
 def _print(accuracy: Accuracy, options: dict[str, Any]) -> None:
     import sys
 
+    from boxwright.coco_matches import TOP1
+
     for warning in accuracy.warnings:
         print(f"boxwright: warning: {accuracy.candidate}: {warning}", file=sys.stderr)
     for what, count in accuracy.problems.items():
@@ -163,13 +168,14 @@ def _print(accuracy: Accuracy, options: dict[str, Any]) -> None:
         click.echo(json.dumps(accuracy.as_dict(), indent=1, ensure_ascii=False))
         return
     click.echo(f"{accuracy.dataset}: {accuracy.pictures} pictures, {accuracy.objects} objects")
-    for name, value in (
-        ("mAP50-95", accuracy.map50_95),
-        ("mAP50", accuracy.map50),
-        ("mAP75", accuracy.map75),
-        ("precision", accuracy.precision),
-        ("recall", accuracy.recall),
-        ("F1", accuracy.f1),
-    ):
-        click.echo(f"{name:10} {'-' if value is None else f'{value:.4f}'}")
+    rows = {accuracy.measure: accuracy.figure}
+    if accuracy.measure != TOP1:
+        rows[accuracy.measure.replace("50-95", "50")] = accuracy.map50
+        rows[accuracy.measure.replace("50-95", "75")] = accuracy.map75
+    rows |= accuracy.beside
+    if accuracy.measure != TOP1:
+        rows |= {"precision": accuracy.precision, "recall": accuracy.recall, "F1": accuracy.f1}
+    width = max(10, *map(len, rows))
+    for name, value in rows.items():
+        click.echo(f"{name:{width}} {'-' if value is None else f'{value:.4f}'}")
     click.echo(f"{options['out']}/accuracy.json")

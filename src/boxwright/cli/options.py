@@ -162,8 +162,8 @@ def conversion_options(function: F) -> F:
             "--max-drop",
             type=float,
             metavar="X",
-            help="Most mAP50-95 that INT8 and FP16 may lose, e.g. 0.005; layers go back to FP32 "
-            "until so.",
+            help="Most mAP50-95 (or the task's own figure) that INT8 and FP16 may lose, e.g. "
+            "0.005; layers go back to FP32 until so.",
         ),
         click.option(
             "--budget-runtime",

@@ -45,7 +45,8 @@ _SHARED = (
     "--max-drop",
     type=float,
     metavar="X",
-    help="Most mAP50-95 that a winner may lose against FP32, e.g. 0.005; needs --data.",
+    help="Most mAP50-95 (or the task's own figure) that a winner may lose against FP32, e.g. "
+    "0.005; needs --data.",
 )
 @click.option(
     "--max-latency-ms", type=float, metavar="MS", help="Most that the p95 of a call may take."

@@ -96,7 +96,9 @@ def _not_comparable(before: Accuracy, after: Accuracy) -> str:
             "accuracy is not compared: run A measured on "
             f"{before.dataset}, run B on {after.dataset}, which are different data{same}"
         )
-    if before.map50_95 is None or after.map50_95 is None:
+    if before.measure != after.measure:
+        return f"accuracy is not compared: run A measured {before.measure}, run B {after.measure}"
+    if before.figure is None or after.figure is None:
         return f"accuracy is not compared: {after.dataset} shows no objects"
     return ""
 
@@ -110,7 +112,7 @@ def _accuracy_change(
     seed: int,
 ) -> AccuracyChange:
     old, new = before.accuracy, after.accuracy
-    assert old.map50_95 is not None and new.map50_95 is not None
+    assert old.figure is not None and new.figure is not None
     notes = []
     if old.evaluation != new.evaluation:
         notes.append("the curves were measured at other settings")
@@ -131,9 +133,9 @@ def _accuracy_change(
         else:
             verdict = "better" if low > 0 else "worse" if high < 0 else "no significant change"
     return AccuracyChange(
-        after.file, after.runtime, old.map50_95, new.map50_95, low, high, verdict,
+        after.file, after.runtime, old.figure, new.figure, low, high, verdict,
         "; ".join(notes), (old.precision, new.precision), (old.recall, new.recall),
-        (old.f1, new.f1), _class_changes(old, new),
+        (old.f1, new.f1), _class_changes(old, new), new.measure,
     )  # fmt: skip
 
 
@@ -145,7 +147,7 @@ def _no_interval(
         if matches is None:
             return f"run {run} kept no matches of it"
         own = map_of(matches)
-        figure = accuracy.map50_95
+        figure = accuracy.figure
         fits = matches.fingerprint == accuracy.fingerprint
         if figure is None or not fits or not math.isclose(own, figure, abs_tol=_SAME_FIGURE):
             return f"the matches of run {run} are not of its report"

@@ -122,12 +122,13 @@ class AccuracyChange:
 
     Attributes:
         file, runtime: What was measured.
-        before, after: mAP50-95.
+        before, after: The figure.
         low, high: Paired 95 % interval of the difference; None where there is none.
         verdict: `unknown` where there is no interval.
         note: What a reader needs to know besides.
         precision, recall, f1: Before and after, at the operating thresholds.
         classes: Those that changed most, the largest change first.
+        measure: Name of the figure: `mAP50-95`, or the task's own.
     """
 
     file: str
@@ -142,10 +143,11 @@ class AccuracyChange:
     recall: tuple[float | None, float | None]
     f1: tuple[float | None, float | None]
     classes: tuple[ClassChange, ...]
+    measure: str = "mAP50-95"
 
     @property
     def difference(self) -> float:
-        """mAP50-95 after minus before: negative is worse."""
+        """The figure after minus before: negative is worse."""
         return self.after - self.before
 
 
@@ -220,14 +222,14 @@ class Comparison:
 
         Args:
             respect: What is looked at.
-            max_drop: Loss of mAP50-95 that is accepted, 0..1.
+            max_drop: Loss of the figure that is accepted, 0..1.
             max_slowdown: Share of the time by which a call may take longer.
         """
         if respect == "parity":
             return [f"{f.file} ({', '.join(f.checks)})" for f in self.flips if not f.passed]
         if respect == "accuracy":
             return [
-                f"{a.file} in {a.runtime} ({a.difference:+.4f} mAP50-95)"
+                f"{a.file} in {a.runtime} ({a.difference:+.4f} {a.measure})"
                 for a in self.accuracy
                 if a.verdict == "worse" and -a.difference > max_drop
             ]

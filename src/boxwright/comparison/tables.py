@@ -155,7 +155,9 @@ def _worst(worst: Worst | None) -> tuple[str, str]:
 
 
 def _accuracy_table(comparison: Comparison) -> Table:
-    head = ("file", "runtime", "mAP50-95 A", "B", "change [95 %]", "verdict")
+    measures = dict.fromkeys(a.measure for a in comparison.accuracy)
+    named = next(iter(measures)) if len(measures) == 1 else "accuracy"
+    head = ("file", "runtime", f"{named} A", "B", "change [95 %]", "verdict")
     rows = [
         (
             a.file,

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from boxwright.datasets.records import Dataset, Item, Truth
+from boxwright.datasets.shapes import BOXES_ALONE, Wanted
 from boxwright.errors import RequestError
+from boxwright.types import ModelSpec
 
-__all__ = ["SAMPLE", "Dataset", "Item", "Truth", "open_dataset"]
+__all__ = ["SAMPLE", "Dataset", "Item", "Truth", "Wanted", "open_dataset", "wanted_of"]
 
 SAMPLE = "sample"
 _DEFAULT_PAGES = 200
@@ -25,19 +27,22 @@ def open_dataset(
     split: str | None = None,
     images: Path | None = None,
     pages: int | None = None,
+    wanted: Wanted = BOXES_ALONE,
     count: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Open labelled pictures; pictures of files are read later, one by one.
 
     Args:
         text: A COCO JSON file; a data set's YAML file of Ultralytics, a folder with pictures and
-            YOLO label files, or a text file that lists pictures; or `sample` for generated pages.
+            YOLO label files, or a text file that lists pictures; `sample` for generated pages; for
+            classifiers a folder of one folder a class.
         class_names: Of the model. The data's own names are matched with them without regard to
             case and outer blanks; data without names are taken to count the classes as the model
             does.
         split: Which part of a YAML or folder; `val` by default where a YAML names parts.
         images: Folder of the pictures of a COCO JSON, when they lie elsewhere.
         pages: How many pages `sample` generates; 200 by default.
+        wanted: What the model's task needs of the labels besides boxes, see `wanted_of`.
         count: Told how many pages are generated, and of how many.
 
     Raises:
@@ -48,18 +53,40 @@ def open_dataset(
     'page_020000.png'
     """
     _refuse_misplaced(text, split, images, pages)
+    path = Path(text)
+    is_json = path.suffix.lower() == ".json" and not path.is_dir()
+    if wanted.task == "classify" and (is_json or text == SAMPLE):
+        raise RequestError(
+            f"--data {text}",
+            "it has no class of a whole picture, and the model is a classifier",
+            "give a folder of one folder of pictures for each class",
+        )
+    if wanted.task == "obb" and (is_json or text == SAMPLE):
+        raise RequestError(
+            f"--data {text}",
+            "it has no rotated boxes",
+            "give a data.yaml or folder whose label lines are a class and four corners",
+        )
+    if wanted.task == "classify":
+        from boxwright.datasets.folders import dataset_from_folders
+
+        return dataset_from_folders(path, class_names, split)
     if text == SAMPLE:
         from boxwright.datasets.generated import dataset_from_pages
 
         return dataset_from_pages(pages or _DEFAULT_PAGES, class_names, count)
-    path = Path(text)
-    if path.suffix.lower() == ".json" and not path.is_dir():
+    if is_json:
         from boxwright.datasets.coco import dataset_from_coco
 
-        return dataset_from_coco(path, class_names, images)
+        return dataset_from_coco(path, class_names, images, wanted)
     from boxwright.datasets.yolo import dataset_from_yolo
 
-    return dataset_from_yolo(path, class_names, split)
+    return dataset_from_yolo(path, class_names, split, wanted)
+
+
+def wanted_of(spec: ModelSpec) -> Wanted:
+    """Return what a model's task needs of labels."""
+    return Wanted(spec.task, spec.layout.keypoint_shape[0] if spec.task == "pose" else 0)
 
 
 def _refuse_misplaced(text: str, split: str | None, images: Path | None, pages: int | None) -> None:

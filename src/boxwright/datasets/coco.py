@@ -22,10 +22,12 @@ from boxwright.datasets.records import (
     Item,
     Objects,
     Problems,
+    Wanted,
     dataset_from_items,
     item_from_objects,
     model_ids_from_names,
 )
+from boxwright.datasets.shapes import BOXES_ALONE, Shape, points_from_coco, polygons_from_coco
 from boxwright.errors import ImageError, SourceError
 from boxwright.images import IMAGE_SUFFIXES, read_image
 
@@ -45,8 +47,10 @@ class _Picture:
     objects: Objects
 
 
-def dataset_from_coco(path: Path, class_names: Sequence[str], images: Path | None) -> Dataset:
-    """Open a COCO annotation file (cocodataset.org, "Data format", object detection).
+def dataset_from_coco(
+    path: Path, class_names: Sequence[str], images: Path | None, wanted: Wanted = BOXES_ALONE
+) -> Dataset:
+    """Open a COCO annotation file (cocodataset.org, "Data format", detection and keypoints).
 
     Pictures are looked for in the folder `images`; without it beside the file, in `images/` there
     or one folder up, and in a folder that is named like the end of the file's name (`val2017`).
@@ -55,6 +59,7 @@ def dataset_from_coco(path: Path, class_names: Sequence[str], images: Path | Non
         path: The JSON file.
         class_names: Of the model; categories are matched by name, whatever their ids.
         images: Folder of the pictures.
+        wanted: What is read besides boxes and classes: masks or keypoints.
 
     Raises:
         SourceError: The file is no such file, no category is the model's, or no picture is there.
@@ -69,7 +74,7 @@ def dataset_from_coco(path: Path, class_names: Sequence[str], images: Path | Non
     pictures = _listed_pictures(path, data["images"], images, problems)
     for number, annotation in enumerate(data["annotations"]):
         _add_annotation(annotation, f"{path}: annotation {number}", pictures, names, model_ids,
-                        problems)  # fmt: skip
+                        problems, wanted)  # fmt: skip
     items: list[Item] = []
     known = {id(p): p for p in pictures.values() if p is not None}
     for picture in known.values():
@@ -82,9 +87,10 @@ def dataset_from_coco(path: Path, class_names: Sequence[str], images: Path | Non
                 picture.objects,
                 problems,
                 f"{path}: {picture.name}",
+                wanted,
             )
         )
-    return dataset_from_items(path.name, class_names, items, problems)
+    return dataset_from_items(path.name, class_names, items, problems, wanted)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -204,6 +210,7 @@ def _add_annotation(
     names: dict[str, str],
     model_ids: dict[str, int],
     problems: Problems,
+    wanted: Wanted,
 ) -> None:
     """Add one object to its picture, or count why not."""
     if not isinstance(annotation, dict):
@@ -223,7 +230,25 @@ def _add_annotation(
         area = annotation.get("area", 0)
         known = float(area) if _is_number(area) and area > 0 else None
         crowd = bool(annotation.get("iscrowd", 0))
-        picture.objects.add(box, model_ids[category], crowd, known)
+        try:
+            shape = _shape(annotation, picture, wanted)
+        except ValueError as error:
+            problems.add(BAD_LINE, f"{where}, {error}")
+            return
+        picture.objects.add(box, model_ids[category], crowd, known, shape)
+
+
+def _shape(annotation: dict[str, Any], picture: _Picture, wanted: Wanted) -> Shape:
+    """Return what is wanted of an object besides its box.
+
+    Raises:
+        ValueError: It is malformed, in words.
+    """
+    if wanted.task == "segment":
+        return polygons_from_coco(annotation.get("segmentation"), picture.size)
+    if wanted.task == "pose":
+        return points_from_coco(annotation.get("keypoints"), wanted.keypoints)
+    return None
 
 
 def _box(value: Any) -> tuple[float, float, float, float] | None:

@@ -27,12 +27,14 @@ class Part:
         pictures: Files, in no order; some may be missing.
         label_folders: Where labels without a picture are looked for.
         names: Of the classes, by id; None when the data names none.
+        keypoint_shape: (keypoints, 2 or 3 numbers each) where a YAML file says `kpt_shape`.
     """
 
     name: str
     pictures: list[Path]
     label_folders: list[Path]
     names: dict[int, str] | None
+    keypoint_shape: tuple[int, int] | None = None
 
 
 def part_from_yaml(path: Path, split: str | None) -> Part:
@@ -64,7 +66,8 @@ def part_from_yaml(path: Path, split: str | None) -> Part:
             folders += [place, _mirrored(place)]
         else:
             pictures += _listed(place, path.parent)
-    return Part(f"{path.name}:{key}", pictures, folders, _names_from_yaml(data, path))
+    names = _names_from_yaml(data, path)
+    return Part(f"{path.name}:{key}", pictures, folders, names, _keypoint_shape(data, path))
 
 
 def part_from_folder(folder: Path, split: str | None) -> Part:
@@ -201,6 +204,17 @@ def _names_from_yaml(data: dict[str, Any], path: Path) -> dict[int, str] | None:
     if isinstance(count, int) and count != len(names):
         raise SourceError(str(path), f"nc is {count}, but it names {len(names)}", "mend it")
     return {int(k): str(v) for k, v in names.items()}
+
+
+def _keypoint_shape(data: dict[str, Any], path: Path) -> tuple[int, int] | None:
+    value = data.get("kpt_shape")
+    if value is None:
+        return None
+    whole = isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value)
+    if not whole or value[0] < 1 or value[1] not in (2, 3):
+        found = f"kpt_shape is {str(value)[:40]}"
+        raise SourceError(str(path), found, "write e.g. kpt_shape: [17, 3], the second 2 or 3")
+    return value[0], value[1]
 
 
 def _names_near(folder: Path) -> dict[int, str] | None:

@@ -9,11 +9,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from boxwright.datasets.shapes import (
+    BOXES_ALONE,
+    Shape,
+    Wanted,
+    areas_of_masks,
+    key_of_shape,
+    keypoints_from_shapes,
+    masks_from_shapes,
+    rotated_from_shapes,
+)
 from boxwright.errors import SourceError
 from boxwright.types import FloatArray, Image, IntArray
 
@@ -28,6 +38,7 @@ __all__ = [
     "NO_LABEL_FILE",
     "NO_OBJECTS",
     "NO_PICTURE",
+    "NO_SHAPE",
     "POLYGON",
     "UNKNOWN_CLASS",
     "UNREADABLE",
@@ -37,6 +48,7 @@ __all__ = [
     "Objects",
     "Problems",
     "Truth",
+    "Wanted",
     "dataset_from_items",
     "item_from_objects",
     "model_ids_from_names",
@@ -55,9 +67,17 @@ FLAT = "boxes without area, left out"
 BAD_CLASS = "class ids out of range, left out"
 BAD_LINE = "labels that cannot be read, left out"
 POLYGON = "polygons, of which the bounding box is taken"
+NO_SHAPE: Mapping[str, str] = MappingProxyType(
+    {
+        "segment": "objects without a mask: where they are, masks are neither right nor wrong",
+        "pose": "objects without a labelled keypoint: where they are, poses are neither right nor "
+        "wrong",
+    }
+)
 DUPLICATE = "objects given twice, counted once"
 UNKNOWN_CLASS = "objects of classes that the model does not have, left out"
 
+_BODY = 0.53  # of a person's box that the person fills
 _LEAST_OUTSIDE = 1e-3  # of a side, or a whole pixel in COCO files: rounding is no mistake
 
 DoubleArray = npt.NDArray[np.float64]
@@ -87,6 +107,7 @@ class Objects:
     class_ids: list[int] = field(default_factory=list)
     crowd: list[bool] = field(default_factory=list)
     areas: list[float | None] = field(default_factory=list)  # None: that of the box
+    shapes: list[Shape] = field(default_factory=list)
 
     def add(
         self,
@@ -94,11 +115,13 @@ class Objects:
         class_id: int,
         crowd: bool = False,
         area: float | None = None,
+        shape: Shape = None,
     ) -> None:
         self.boxes.append(box)
         self.class_ids.append(class_id)
         self.crowd.append(crowd)
         self.areas.append(area)
+        self.shapes.append(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,12 +133,24 @@ class Truth:
         class_ids: (N,) int64, as the model counts.
         crowd: (N,) bool: regions with many objects; detections in them are neither right nor wrong.
         areas: (N,) float64 square pixels: of the mask where the labels say it, else of the box.
+        masks: Of data opened for `segment`: COCO's compressed RLE of each object, None where the
+            labels have only its box.
+        keypoints: Of data opened for `pose`: (N, K, 3) float32 x, y in pixels and 0 for points that
+            are not labelled, 1 for hidden and 2 for visible ones.
+        rotated: Of data opened for `obb`: (N, 5) float32 centre x, centre y, width, height, angle.
+        shape_areas: (N,) float64 square pixels by which masks, poses and rotated boxes are measured
+            where the labels say no area: of the mask, 0.53 of the box (as Ultralytics 8.4.190 takes
+            it for a person), of the rotated box.
     """
 
     xyxy: FloatArray
     class_ids: IntArray
     crowd: BoolArray
     areas: DoubleArray
+    masks: tuple[dict[str, Any] | None, ...] | None = None
+    keypoints: FloatArray | None = None
+    rotated: FloatArray | None = None
+    shape_areas: DoubleArray | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,6 +166,9 @@ class Item:
         class_ids: (N,) int64, as the model counts.
         crowd: (N,) bool.
         areas: (N,) float64, in the unit of `boxes`, squared.
+        wanted: What was read besides.
+        shapes: Of each object, in the unit of `boxes`.
+        area_given: (N,) bool: the labels say the area.
     """
 
     name: str
@@ -141,17 +179,43 @@ class Item:
     class_ids: IntArray
     crowd: BoolArray
     areas: DoubleArray
+    wanted: Wanted = BOXES_ALONE
+    shapes: tuple[Shape, ...] = ()
+    area_given: tuple[bool, ...] = ()
 
     def truth(self, size: tuple[int, int]) -> Truth:
         """Return the labels in pixels of the picture, whose (height, width) is `size`."""
         height, width = size if self.size is None else (1, 1)
         sides = np.array([width, height, width, height], np.float64)
-        return Truth(
+        truth = Truth(
             xyxy=(self.boxes * sides).astype(np.float32),
             class_ids=self.class_ids,
             crowd=self.crowd,
             areas=self.areas * (height * width),
         )
+        return self._with_shapes(truth, size, (float(width), float(height)))
+
+    def _with_shapes(
+        self, truth: Truth, size: tuple[int, int], scale: tuple[float, float]
+    ) -> Truth:
+        """Add what the task wants, and the areas that it is measured by."""
+        task = self.wanted.task
+        if task == "segment":
+            masks = masks_from_shapes(self.shapes, size, scale)
+            own = areas_of_masks(masks)
+            truth = dataclasses.replace(truth, masks=masks)
+        elif task == "pose":
+            points = keypoints_from_shapes(self.shapes, scale, self.wanted.keypoints)
+            own = truth.areas * _BODY
+            truth = dataclasses.replace(truth, keypoints=points)
+        elif task == "obb":
+            rotated = rotated_from_shapes(self.shapes, scale)
+            own = rotated[:, 2:4].astype(np.float64).prod(axis=1)
+            truth = dataclasses.replace(truth, rotated=rotated)
+        else:
+            return truth
+        areas = np.where(np.array(self.area_given, bool), truth.areas, own)
+        return dataclasses.replace(truth, shape_areas=areas)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,6 +230,7 @@ class Dataset:
             and the pictures' bytes do not enter it.
         problems: How often something was wrong, by what.
         first: Where it was first met, by what.
+        wanted: What was read of the labels besides boxes and classes.
     """
 
     name: str
@@ -174,6 +239,12 @@ class Dataset:
     fingerprint: str
     problems: Mapping[str, int]
     first: Mapping[str, str]
+    wanted: Wanted = BOXES_ALONE
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether any object has what the task adds: a mask, a keypoint, or corners."""
+        return any(s is not None for i in self.items for s in i.shapes)
 
     @property
     def objects(self) -> int:
@@ -195,13 +266,21 @@ class Dataset:
 
 
 def dataset_from_items(
-    name: str, class_names: Sequence[str], items: Iterable[Item], problems: Problems
+    name: str,
+    class_names: Sequence[str],
+    items: Iterable[Item],
+    problems: Problems,
+    wanted: Wanted = BOXES_ALONE,
 ) -> Dataset:
     """Sort the pictures by name, and sum up."""
     ordered = tuple(sorted(items, key=lambda i: i.name))
     empty = [i for i in ordered if not len(i.boxes)]
     if empty:
         problems.add(NO_OBJECTS, empty[0].name, len(empty))
+    if wanted.task in NO_SHAPE and any(s is not None for i in ordered for s in i.shapes):
+        for item in ordered:
+            bare = [s is None and not c for s, c in zip(item.shapes, item.crowd, strict=True)]
+            problems.add(NO_SHAPE[wanted.task], item.name, sum(bare))
     return Dataset(
         name=name,
         class_names=tuple(class_names),
@@ -209,6 +288,7 @@ def dataset_from_items(
         fingerprint=_fingerprint(ordered, class_names),
         problems=MappingProxyType(dict(sorted(problems.counts.items()))),
         first=MappingProxyType(problems.first),
+        wanted=wanted,
     )
 
 
@@ -217,9 +297,17 @@ def _fingerprint(items: Iterable[Item], class_names: Sequence[str]) -> str:
     digest = hashlib.sha256()
     names = [plain_name(n) for n in class_names]
     for item in items:
+        shapes = item.shapes or (None,) * len(item.boxes)
+        columns = (item.boxes, item.class_ids, item.crowd, item.areas, shapes)
         rows = sorted(
-            (names[c], bool(k), f"{a:.4g}", *(f"{v:.5g}" for v in box))
-            for box, c, k, a in zip(item.boxes, item.class_ids, item.crowd, item.areas, strict=True)
+            (
+                names[c],
+                bool(k),
+                f"{a:.4g}",
+                *(f"{v:.5g}" for v in box),
+                *(() if s is None else (key_of_shape(s),)),
+            )
+            for box, c, k, a, s in zip(*columns, strict=True)
         )
         digest.update(json.dumps([item.name, rows]).encode() + b"\n")
     return digest.hexdigest()
@@ -233,6 +321,7 @@ def item_from_objects(
     objects: Objects,
     problems: Problems,
     where: str,
+    wanted: Wanted = BOXES_ALONE,
 ) -> Item:
     """Clip boxes to the picture, drop those without area and repetitions, and count all three.
 
@@ -241,6 +330,8 @@ def item_from_objects(
         objects: In pixels where there is a size, otherwise in fractions.
         problems: Told of what is found.
         where: The file of the labels.
+        wanted: What was read besides. Rotated boxes may reach out of the picture: only the upright
+            ones around them are clipped, and that is no problem.
     """
     height, width = size or (1, 1)
     boxes = np.array(objects.boxes, np.float64).reshape(-1, 4)
@@ -250,12 +341,14 @@ def item_from_objects(
     outside = (np.abs(clipped - boxes) > slack).any(axis=1)
     sides = clipped[:, 2:] - clipped[:, :2]
     flat = ~(sides > 0).all(axis=1)
-    problems.add(CLIPPED, where, int((outside & ~flat).sum()))
+    if wanted.task != "obb":
+        problems.add(CLIPPED, where, int((outside & ~flat).sum()))
     problems.add(FLAT, where, int(flat.sum()))
     keep: list[int] = []
     seen: set[tuple[object, ...]] = set()
     for i in np.flatnonzero(~flat).tolist():
-        key = (objects.class_ids[i], objects.crowd[i], *objects.boxes[i])
+        shape = key_of_shape(objects.shapes[i])
+        key = (objects.class_ids[i], objects.crowd[i], *objects.boxes[i], shape)
         if key in seen:
             problems.add(DUPLICATE, where)
             continue
@@ -272,6 +365,9 @@ def item_from_objects(
         class_ids=np.array([objects.class_ids[i] for i in keep], np.int64),
         crowd=np.array([objects.crowd[i] for i in keep], np.bool_),
         areas=np.array(areas, np.float64),
+        wanted=wanted,
+        shapes=tuple(objects.shapes[i] for i in keep),
+        area_given=tuple(objects.areas[i] is not None for i in keep),
     )
 
 

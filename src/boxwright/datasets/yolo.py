@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from boxwright.datasets.parts import Part, part_from_folder, part_from_list, part_from_yaml
 from boxwright.datasets.records import (
     BAD_CLASS,
@@ -29,10 +31,12 @@ from boxwright.datasets.records import (
     Item,
     Objects,
     Problems,
+    Wanted,
     dataset_from_items,
     item_from_objects,
     model_ids_from_names,
 )
+from boxwright.datasets.shapes import BOXES_ALONE, Polygons, Shape
 from boxwright.errors import SourceError
 from boxwright.images import read_image
 
@@ -53,9 +57,12 @@ class _Row:
     class_id: int
     box: tuple[float, float, float, float]  # xyxy
     polygon: bool
+    shape: Shape = None
 
 
-def dataset_from_yolo(path: Path, class_names: Sequence[str], split: str | None) -> Dataset:
+def dataset_from_yolo(
+    path: Path, class_names: Sequence[str], split: str | None, wanted: Wanted = BOXES_ALONE
+) -> Dataset:
     """Open a YAML file, a folder, or a text file that lists pictures.
 
     A picture without a label file shows nothing, as Ultralytics has it; that is counted.
@@ -64,12 +71,15 @@ def dataset_from_yolo(path: Path, class_names: Sequence[str], split: str | None)
         path: What to open.
         class_names: Of the model.
         split: Part of it.
+        wanted: What is read besides boxes and classes: polygons, keypoints or corners.
 
     Raises:
         RequestError: There is no such part, or several and none is chosen.
-        SourceError: It cannot be read, holds no pictures or no labels, or no class is the model's.
+        SourceError: It cannot be read, holds no pictures or no labels, no class is the model's, or
+            its keypoints are not.
     """
     part = _part(path, split)
+    lines = _Lines(wanted, _numbers_of_points(part, path, wanted))
     problems = Problems()
     ids = None if part.names is None else model_ids_from_names(part.names, class_names, str(path))
     classes = _Classes(part.names, ids, len(class_names))
@@ -85,19 +95,60 @@ def dataset_from_yolo(path: Path, class_names: Sequence[str], split: str | None)
             problems.add(NO_LABEL_FILE, str(picture))
         else:
             labels.add(label)
-            objects = _objects_from_file(label, classes, problems)
+            objects = _objects_from_file(label, classes, problems, lines)
         read = partial(read_image, picture)
         name = picture.relative_to(root).as_posix()
         where = str(label or picture)
-        items.append(item_from_objects(name, picture, read, None, objects, problems, where))
+        items.append(item_from_objects(name, picture, read, None, objects, problems, where, wanted))
     if not labels:
         raise SourceError(
             str(path),
             f"it holds {len(pictures)} pictures and not one label file",
             "put labels/NAME.txt next to images/, or NAME.txt beside each picture",
         )
+    if (
+        wanted.task == "obb"
+        and BAD_LINE in problems.counts
+        and not any(len(i.boxes) for i in items)
+    ):
+        raise SourceError(
+            str(path),
+            f"not one label is a rotated box (first: {problems.first[BAD_LINE]})",
+            "give lines of a class and four corners x y, in fractions of the sides",
+        )
     _count_labels_without_picture(part, labels, problems)
-    return dataset_from_items(part.name, class_names, items, problems)
+    return dataset_from_items(part.name, class_names, items, problems, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """How lines are read.
+
+    Attributes:
+        wanted: What besides boxes and classes.
+        dimensions: Numbers of each keypoint, 2 or 3; None where either may be.
+    """
+
+    wanted: Wanted
+    dimensions: int | None
+
+
+def _numbers_of_points(part: Part, path: Path, wanted: Wanted) -> int | None:
+    """Return how many numbers a keypoint has, where the data says it.
+
+    Raises:
+        SourceError: The data has another number of keypoints than the model.
+    """
+    if wanted.task != "pose" or part.keypoint_shape is None:
+        return None
+    count, dimensions = part.keypoint_shape
+    if count != wanted.keypoints:
+        raise SourceError(
+            str(path),
+            f"its kpt_shape says {count} keypoints, and the model has {wanted.keypoints}",
+            "check that data and model belong together",
+        )
+    return dimensions
 
 
 def _part(path: Path, split: str | None) -> Part:
@@ -172,7 +223,7 @@ class _Classes:
         return None
 
 
-def _objects_from_file(file: Path, classes: _Classes, problems: Problems) -> Objects:
+def _objects_from_file(file: Path, classes: _Classes, problems: Problems, lines: _Lines) -> Objects:
     """Read a label file; what is wrong in it is counted, and the rest goes on."""
     objects = Objects()
     try:
@@ -185,7 +236,7 @@ def _objects_from_file(file: Path, classes: _Classes, problems: Problems) -> Obj
         if not words:
             continue
         where = f"{file}:{number}"
-        row = _row(words)
+        row = _row(words, lines)
         if row is None:
             problems.add(BAD_LINE, where)
             continue
@@ -194,17 +245,19 @@ def _objects_from_file(file: Path, classes: _Classes, problems: Problems) -> Obj
             continue
         if row.polygon:
             problems.add(POLYGON, where)
-        objects.add(row.box, class_id)
+        objects.add(row.box, class_id, shape=row.shape)
     return objects
 
 
-def _row(words: list[str]) -> _Row | None:
+def _row(words: list[str], lines: _Lines = _Lines(BOXES_ALONE, None)) -> _Row | None:
     """Read one line: class, then centre and size, or three and more points.
 
+    Of poses the keypoints follow centre and size; of rotated boxes there are four corners alone.
+
     >>> _row("2 0.5 0.5 0.25 0.5".split())
-    _Row(class_id=2, box=(0.375, 0.25, 0.625, 0.75), polygon=False)
+    _Row(class_id=2, box=(0.375, 0.25, 0.625, 0.75), polygon=False, shape=None)
     >>> _row("0 0.125 0.25 0.5 0.25 0.5 0.75".split())
-    _Row(class_id=0, box=(0.125, 0.25, 0.5, 0.75), polygon=True)
+    _Row(class_id=0, box=(0.125, 0.25, 0.5, 0.75), polygon=True, shape=None)
     >>> _row("0 0.5 0.5 0.25".split()), _row("0 320 240 100 100".split())
     (None, None)
     """
@@ -216,15 +269,48 @@ def _row(words: list[str]) -> _Row | None:
         return None
     if not all(math.isfinite(v) and _LEAST <= v <= _MOST for v in values):
         return None
-    class_id = int(float(words[0]))
+    class_id, task = int(float(words[0])), lines.wanted.task
+    if task == "obb":
+        return _around(class_id, values, task) if len(values) == 8 else None
     if len(values) == 4:
-        x, y, width, height = values
-        box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        return _Row(class_id, box, False)
+        return _Row(class_id, _from_centre(values), False)
+    if task == "pose":
+        return _pose(class_id, values, lines)
     if len(values) >= 6 and len(values) % 2 == 0:
-        xs, ys = values[0::2], values[1::2]
-        return _Row(class_id, (min(xs), min(ys), max(xs), max(ys)), True)
+        return _around(class_id, values, task)
     return None
+
+
+def _from_centre(values: list[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = values
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _around(class_id: int, values: list[float], task: str) -> _Row:
+    """Return the box around some points, and what they are to the task."""
+    xs, ys = values[0::2], values[1::2]
+    points = np.array(values, np.float64).reshape(-1, 2)
+    shape: Shape = None
+    if task == "segment":
+        shape = Polygons((points,))
+    elif task == "obb":
+        shape = points
+    return _Row(class_id, (min(xs), min(ys), max(xs), max(ys)), shape is None, shape)
+
+
+def _pose(class_id: int, values: list[float], lines: _Lines) -> _Row | None:
+    """Read centre, size and keypoints; points of two numbers are labelled unless negative."""
+    count = lines.wanted.keypoints
+    given = (len(values) - 4) / count if count else 0
+    allowed = (2, 3) if lines.dimensions is None else (lines.dimensions,)
+    if given not in allowed:
+        return None
+    points = np.array(values[4:], np.float64).reshape(count, int(given))
+    if given == 2:
+        seen = np.where((points < 0).any(axis=1), 0.0, 2.0)
+        points = np.concatenate([points, seen[:, None]], axis=1)
+    shape = points if (points[:, 2] > 0).any() else None
+    return _Row(class_id, _from_centre(values[:4]), False, shape)
 
 
 def _count_labels_without_picture(part: Part, used: set[Path], problems: Problems) -> None:

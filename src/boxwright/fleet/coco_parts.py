@@ -4,7 +4,8 @@ COCO's rules (Lin et al. 2014, arXiv:1405.0312, and cocodataset.org, "Detection 
 each picture on its own; only the order of the detections by score joins the pictures. So a part
 keeps of each detection its score and at which IoU it is right or to be left out, for each of COCO's
 four areas; the parts of a class, one after the other, sorted stably by score, are then what the
-whole would have been. The arithmetic of the curve is that of faster-coco-eval's `accumulate`.
+whole would have been. What is compared, boxes, masks, keypoints or rotated boxes, is gone once they
+are matched. The arithmetic of the curve is that of faster-coco-eval's `accumulate`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from boxwright.coco_matches import THRESHOLDS, overlaps_by_coco
-from boxwright.scoring import Labelled
+from boxwright.coco_matches import THRESHOLDS
+from boxwright.overlaps import (
+    Labelled,
+    Overlap,
+    found_areas,
+    ignored_objects,
+    object_areas,
+    overlaps,
+)
 
 __all__ = ["AREAS", "Part", "part_from_pictures", "table_from_parts"]
 
 AREAS = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))  # of COCO, square pixels
+_SMALL = 1  # of AREAS; keypoints have none
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _SLACK = 1e-10  # COCO: an IoU of 1 passes a threshold of 1
 _GROUP_ROWS = 20_000_000  # detections that are sorted at a time
@@ -58,19 +67,23 @@ class Part:
         return cls(**{name: arrays[name] for name in Part.__slots__})
 
 
-def part_from_pictures(pictures: Sequence[Labelled], class_count: int, max_detections: int) -> Part:
+def part_from_pictures(
+    pictures: Sequence[Labelled], class_count: int, max_detections: int, by: Overlap = "box"
+) -> Part:
     """Match the detections of some pictures.
 
     Args:
         pictures: Truth and detections, in the order of the data set.
         class_count: Of the model.
         max_detections: How many detections of a class in a picture count.
+        by: What is compared.
     """
     objects = np.zeros((len(AREAS), class_count), np.int64)
     columns: list[tuple[Any, Any, Any, Any]] = []
     for picture in pictures:
+        areas = found_areas(picture, by)
         for class_id in np.unique(np.concatenate([picture.class_ids, picture.found_class_ids])):
-            columns.append(_matched(picture, int(class_id), max_detections, objects))
+            columns.append(_matched(picture, int(class_id), max_detections, by, areas, objects))
     if not columns:
         empty = np.zeros((len(AREAS), 0), np.uint16)
         return Part(objects, np.zeros(0, np.int32), np.zeros(0, np.float32), empty, empty)
@@ -83,25 +96,33 @@ def part_from_pictures(pictures: Sequence[Labelled], class_count: int, max_detec
 
 
 def _matched(
-    picture: Labelled, class_id: int, limit: int, objects: npt.NDArray[np.int64]
+    picture: Labelled,
+    class_id: int,
+    limit: int,
+    by: Overlap,
+    own_areas: Doubles,
+    objects: npt.NDArray[np.int64],
 ) -> tuple[Any, Any, Any, Any]:
-    """Return class, score, right and ignored of a class's detections; count its objects."""
+    """Return class, score, right and ignored of a class's detections; count its objects.
+
+    `own_areas` are those of all detections of the picture.
+    """
     found = np.flatnonzero(picture.found_class_ids == class_id)
     found = found[np.argsort(-picture.found_scores[found], kind="stable")][:limit]
     truth = np.flatnonzero(picture.class_ids == class_id)
-    crowd, areas = picture.crowd[truth], picture.areas[truth]
-    boxes = picture.found_xyxy[found]
+    passed_over, areas = ignored_objects(picture, by)[truth], object_areas(picture, by)[truth]
+    again = picture.crowd[truth] if by == "keypoints" else passed_over
     # One column an object; its values do not depend on the order in which objects are tried.
-    overlaps = overlaps_by_coco(boxes, picture.xyxy[truth], crowd)
-    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
-    own_areas = sides[:, 0] * sides[:, 1]
+    shared = overlaps(picture, found, truth, by)
     right = np.zeros((len(AREAS), len(found)), np.uint16)
     ignored = np.zeros((len(AREAS), len(found)), np.uint16)
     for number, (low, high) in enumerate(AREAS):
-        left_out = crowd | (areas < low) | (areas > high)
+        if by == "keypoints" and number == _SMALL:
+            continue
+        left_out = passed_over | (areas < low) | (areas > high)
         objects[number, class_id] += int((~left_out).sum())
-        outside = (own_areas < low) | (own_areas > high)
-        right[number], ignored[number] = _assigned(overlaps, left_out, crowd, outside)
+        outside = (own_areas[found] < low) | (own_areas[found] > high)
+        right[number], ignored[number] = _assigned(shared, left_out, again, outside)
     return (
         np.full(len(found), class_id, np.int32),
         picture.found_scores[found].astype(np.float32, copy=False),
@@ -111,23 +132,23 @@ def _matched(
 
 
 def _assigned(
-    overlaps: Doubles,
+    shared: Doubles,
     left_out: npt.NDArray[np.bool_],
-    crowd: npt.NDArray[np.bool_],
+    again: npt.NDArray[np.bool_],
     outside: npt.NDArray[np.bool_],
 ) -> tuple[Bits, Bits]:
     """Return the bits of right and of ignored, (D,) each, of detections best first.
 
     At each IoU on its own, a detection takes the free object that it overlaps most, of equal ones
-    the last; only without one it may take an object that is left out, crowd regions again and
+    the last; only without one it may take an object that is left out, some of them `again` and
     again. One that takes nothing is left out where its own area is outside of the range.
     """
-    right, ignored = np.zeros(len(overlaps), np.uint16), np.zeros(len(overlaps), np.uint16)
+    right, ignored = np.zeros(len(shared), np.uint16), np.zeros(len(shared), np.uint16)
     order = np.argsort(left_out, kind="stable").tolist()
-    is_out, is_crowd = left_out.tolist(), crowd.tolist()
+    is_out, is_crowd = left_out.tolist(), again.tolist()
     thresholds = [min(t, 1 - _SLACK) for t in THRESHOLDS.tolist()]
     free = [[True] * len(order) for _ in thresholds]
-    for row, values in enumerate(overlaps.tolist()):
+    for row, values in enumerate(shared.tolist()):
         near = [g for g in order if values[g] >= thresholds[0]]
         for t, threshold in enumerate(thresholds):
             best, match = threshold, -1

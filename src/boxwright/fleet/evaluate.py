@@ -15,6 +15,7 @@ from boxwright.fleet.builds import Executor
 from boxwright.fleet.coco_parts import Part, table_from_parts
 from boxwright.fleet.evaluate_node import MeasuredPart, Wanted, part_name, read_part
 from boxwright.fleet.predict import FleetListener
+from boxwright.overlaps import Overlap
 from boxwright.scoring import Counts, precisions_from_table
 from boxwright.store import changed_settings, locked, store_error, write_atomic
 from boxwright.types import Accuracy
@@ -30,14 +31,14 @@ _ATTEMPTS = 2
 
 
 class _Files:
-    """Reads parts anew each time that they are gone through."""
+    """Reads parts, of one kind of overlap, anew each time that they are gone through."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self._folder, self._count = folder, count
+    def __init__(self, folder: Path, count: int, by: Overlap) -> None:
+        self._folder, self._count, self._by = folder, count, by
 
     def __iter__(self) -> Iterator[Part]:
         for number in range(self._count):
-            yield read_part(self._folder / part_name(number)).part
+            yield read_part(self._folder / part_name(number)).parts[self._by]
 
 
 def fleet_evaluate(
@@ -209,14 +210,18 @@ def _merged(
     if first is None or totals is None or not totals.pictures:
         found = f"not one of its {len(dataset.items)} pictures can be measured"
         raise SourceError(dataset.name, found, "check the pictures")
-    table = precisions_from_table(table_from_parts(_Files(folder, count), len(dataset.class_names)))
+    classes = len(dataset.class_names)
+    tables = {
+        by: precisions_from_table(table_from_parts(_Files(folder, count, by), classes))
+        for by in first.plan.measure.compared
+    }
     return accuracy_from_table(
         Path(wanted.artifact).name,
         "; ".join(runs_on),
         dataset,
         first.plan,
         totals,
-        table,
+        tables,
         problems,
         environment,
     )
@@ -231,4 +236,5 @@ def _sum(first: Totals | None, second: Totals) -> Totals:
         first.objects + second.objects,
         first.crowded + second.crowded,
         Counts(a.right + b.right, a.wrong + b.wrong, a.missed + b.missed),
+        (first.top[0] + second.top[0], first.top[1] + second.top[1]),
     )

@@ -12,15 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from boxwright.curve_plan import CurvePlan, plan_curve
 from boxwright.datasets import Dataset, open_dataset
+from boxwright.datasets import Wanted as WantedLabels
 from boxwright.errors import SourceError
-from boxwright.evaluate import CurvePlan, Totals, check_classes, measure_items, plan_curve
+from boxwright.evaluate import Totals, check_classes, measure_items
 from boxwright.fleet.coco_parts import Part, part_from_pictures
 from boxwright.fleet.job import Pace, Settings
 from boxwright.fleet.shard_files import write_shard
 from boxwright.fleet.worker import open_artifact
+from boxwright.measures import Measure, measure_for
+from boxwright.overlaps import Overlap
 from boxwright.scoring import Counts
-from boxwright.types import NmsSettings
+from boxwright.types import NmsSettings, TaskName
 
 __all__ = ["MeasuredPart", "Wanted", "measure_parts", "part_name", "read_part"]
 
@@ -34,7 +38,7 @@ class Wanted:
         settings: How it runs; its thresholds are the operating point.
         pace: How fast.
         data, split, images, pages: The data set, as `open_dataset` takes it.
-        class_names: Of the model.
+        class_names, task, keypoints: Of the model.
         fingerprint: Of the data set.
         max_images: At most so many pictures, evenly spaced.
         part_size: Pictures of a part.
@@ -50,6 +54,8 @@ class Wanted:
     images: str | None
     pages: int | None
     class_names: tuple[str, ...]
+    task: TaskName
+    keypoints: int
     fingerprint: str
     max_images: int | None
     part_size: int
@@ -96,6 +102,7 @@ class Wanted:
             split=self.split,
             images=Path(self.images) if self.images else None,
             pages=self.pages,
+            wanted=WantedLabels(self.task, self.keypoints),
         )
         if self.max_images:
             found = found.limited(self.max_images)
@@ -111,14 +118,14 @@ class MeasuredPart:
     """A part, read back.
 
     Attributes:
-        part: What makes the curve.
+        parts: What makes the curves, by what is compared; of classifiers there are none.
         totals: Counts.
         plan: How it was measured.
         problems: Pictures that could not be measured, by reason.
         runs_on: Runtime, version and device, in words.
     """
 
-    part: Part
+    parts: Mapping[Overlap, Part]
     totals: Totals
     plan: CurvePlan
     problems: dict[str, int]
@@ -154,9 +161,9 @@ def measure_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(wanted.artifact)
     with open_artifact(path, wanted.artifact_sha256, wanted.settings, wanted.pace) as detector:
         check_classes(path.name, detector, dataset)
-        plan = plan_curve(
-            detector, wanted.score_threshold, wanted.iou_threshold, wanted.max_detections
-        )
+        measure = measure_for(detector.spec, dataset)
+        score, iou = wanted.score_threshold, wanted.iou_threshold
+        plan = plan_curve(detector, score, iou, wanted.max_detections, measure)
         for number in message["parts"]:
             first = number * wanted.part_size
             items = dataset.items[first : first + wanted.part_size]
@@ -165,8 +172,11 @@ def measure_parts(message: Mapping[str, Any]) -> dict[str, Any]:
             seen = measure_items(detector, plan, piece, wanted.settings.batch, problems)
             count, limit = len(dataset.class_names), plan.evaluation.keep_topk
             measured = MeasuredPart(
-                part_from_pictures(seen.pictures, count, limit),
-                Totals.of(seen, count, limit),
+                {
+                    by: part_from_pictures(seen.pictures, count, limit, by)
+                    for by in measure.compared
+                },
+                Totals.of(seen, count, limit, measure),
                 plan,
                 problems,
                 detector.description,
@@ -185,11 +195,15 @@ def _bytes(measured: MeasuredPart) -> bytes:
         "operating": plan.operating.as_dict(),
         "twice": plan.twice,
         "warnings": list(plan.warnings),
+        "measure": dataclasses.asdict(plan.measure),
+        "top": totals.top,
         "problems": measured.problems,
         "runs_on": measured.runs_on,
     }
     stream = io.BytesIO()
-    arrays = {**measured.part.arrays(), "shown": totals.objects}
+    parts = measured.parts.items()
+    arrays = {f"{by}.{name}": a for by, part in parts for name, a in part.arrays().items()}
+    arrays["shown"] = totals.objects
     np.savez(stream, record=np.array(json.dumps(record)), **arrays)  # type: ignore[arg-type]
     return stream.getvalue()
 
@@ -204,15 +218,23 @@ def read_part(path: Path) -> MeasuredPart:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         record = json.loads(str(arrays.pop("record")[()]))
-        shown = arrays.pop("shown")
+        measure = Measure(**record["measure"])
+        right, close = record["top"]
         return MeasuredPart(
-            Part.from_arrays(arrays),
-            Totals(record["pictures"], shown, record["crowded"], Counts(*record["counts"])),
+            {by: _part_from_arrays(arrays, by) for by in measure.compared},
+            Totals(
+                record["pictures"],
+                arrays["shown"],
+                record["crowded"],
+                Counts(*record["counts"]),
+                (right, close),
+            ),
             CurvePlan(
                 NmsSettings.from_dict(record["evaluation"]),
                 NmsSettings.from_dict(record["operating"]),
                 record["twice"],
                 tuple(record["warnings"]),
+                measure,
             ),
             record["problems"],
             record["runs_on"],
@@ -222,3 +244,8 @@ def read_part(path: Path) -> MeasuredPart:
         raise SourceError(
             str(path), f"it is no part of ours ({reason})", "remove it and start again"
         ) from None
+
+
+def _part_from_arrays(arrays: Mapping[str, Any], by: Overlap) -> Part:
+    """Return the part of one kind of overlap."""
+    return Part.from_arrays({n: arrays[f"{by}.{n}"] for n in Part.__slots__})

@@ -162,7 +162,35 @@ def moment(text: str) -> str:
     return f"{when.day} {months[when.month - 1]} {when.year}, {when:%H:%M} {zone}".strip()
 
 
+_MEASURED_BY = {
+    "box mAP50-95": "of the boxes alone",
+    "mask mAP50-95": "of the masks, by their IoU",
+    "OKS mAP50-95": "of the keypoints, by object keypoint similarity",
+    "rotated mAP50-95": "of rotated boxes, by probabilistic IoU",
+}
+
+
+def measured_by(measure: str) -> str:
+    """Return what an average precision compares, in words.
+
+    >>> measured_by("mask mAP50-95")
+    'of the masks, by their IoU'
+    """
+    return _MEASURED_BY.get(measure, f"by {measure}")
+
+
+def with_iou(measure: str, iou: str) -> str:
+    """Return the name of an average precision at one IoU.
+
+    >>> with_iou("OKS mAP50-95", "75")
+    'OKS mAP75'
+    """
+    return measure.replace("50-95", iou)
+
+
 FILTERS = {
+    "measured_by": measured_by,
+    "with_iou": with_iou,
     "moment": moment,
     "short_source": short_source,
     "ms": milliseconds,

@@ -56,7 +56,8 @@ def choose(
         parity: By file name.
         accuracy: Of each file and runtime.
         benchmark: Latency; None when it was not measured.
-        max_drop: The most mAP50-95 that may be lost; None takes 0.005.
+        max_drop: The most accuracy (mAP50-95, or the task's own figure) that may be lost; None
+            takes 0.005.
     """
     limit = DEFAULT_DROP if max_drop is None else max_drop
     sound = [a for a in artifacts if a.state == "published" and _passed(a, parity)]
@@ -83,7 +84,10 @@ def choose(
     best = min(candidates, key=lambda c: c.measured.main.p50)
     cautions += _cautions(best, candidates, benchmark)
     return Choice(
-        best.made.artifact.path.name, best.measured.runtime, _reason(best), tuple(cautions)
+        best.made.artifact.path.name,
+        best.measured.runtime,
+        _reason(best, _measure(accuracy)),
+        tuple(cautions),
     )
 
 
@@ -120,7 +124,11 @@ def _candidates(
             over.append(f"{made.artifact.path.name} in {measured.runtime} ({drop:.4f})")
             continue
         found.append(_Candidate(made, measured, drop))
-    told = [f"over the allowed drop of {limit:g} mAP50-95: {', '.join(over)}"] if over else []
+    told = (
+        [f"over the allowed drop of {limit:g} {_measure(accuracy)}: {', '.join(over)}"]
+        if over
+        else []
+    )
     return found, told
 
 
@@ -140,7 +148,7 @@ def _is_broken(made: Made, runtime: str, accuracy: Sequence[Evaluated], limit: f
 def _drop(
     made: Made, runtime: str, artifacts: Sequence[Made], accuracy: Sequence[Evaluated]
 ) -> float | None:
-    """Return the mAP50-95 that the body of a file loses in a runtime."""
+    """Return how much accuracy the body of a file loses in a runtime."""
     twin = raw_twin(made.artifact.target, artifacts)
     if twin is None:
         return None
@@ -151,7 +159,12 @@ def _drop(
     return None
 
 
-def _reason(best: _Candidate) -> str:
+def _measure(accuracy: Sequence[Evaluated]) -> str:
+    """Return the name of the figure that was measured."""
+    return accuracy[0].accuracy.measure if accuracy else "mAP50-95"
+
+
+def _reason(best: _Candidate, measure: str) -> str:
     measured = best.measured
     text = f"The fastest file that keeps its promises: {measured.main.p50:.1f} ms a call (p50"
     text += f", batch {measured.batch})" if measured.batch > 1 else ")"
@@ -160,7 +173,7 @@ def _reason(best: _Candidate) -> str:
         span = f" [{faster.low:.2f}, {faster.high:.2f}]" if faster.low and faster.high else ""
         text += f", {faster.ratio:.2f}{span} times the speed of {faster.baseline}"
     if best.drop is not None:
-        text += f", mAP50-95 {-best.drop:+.4f} against the source"
+        text += f", {measure} {-best.drop:+.4f} against the source"
     return text + "."
 
 

@@ -104,6 +104,7 @@ def _facts(report: Report) -> dict[str, Any]:
         "lineage": lineage(report),
         "machine": _machine(report),
         "max_drop_of": max_drop_of,
+        "measure": report.accuracy[0].accuracy.measure if report.accuracy else "mAP50-95",
         "measured": [(s, m) for s in known for m in s.measured if benchmark is not None],
         "parities": _parities(report),
         "range_of": range_of,

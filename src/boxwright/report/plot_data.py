@@ -65,7 +65,7 @@ def _accuracy(known: Sequence[Subject]) -> dict[str, Any] | None:
         found.append(
             {
                 "series": index,
-                "map": _rounded(accuracy.map50_95),
+                "map": _rounded(accuracy.figure),
                 "ap": [
                     _rounded(accuracy.per_class[n].ap50_95) if n in accuracy.per_class else None
                     for n in objects
@@ -148,7 +148,7 @@ def tradeoff(known: Sequence[Subject]) -> list[dict[str, Any]]:
     for index, subject in enumerate(known):
         same = [m for m in subject.measured if m.setting == setting]
         accuracy = subject.evaluated.accuracy if subject.evaluated else None
-        worth = finite(accuracy.map50_95) if accuracy else None
+        worth = finite(accuracy.figure) if accuracy else None
         if not same or accuracy is None or worth is None:
             continue
         main = same[0].main
@@ -165,6 +165,7 @@ def tradeoff(known: Sequence[Subject]) -> list[dict[str, Any]]:
                 else None,
                 "noisy": same[0].noise.verdict == "noisy",
                 "span": same[0].main_span,
+                "measure": accuracy.measure,
                 "front": False,
             }
         )
@@ -179,7 +180,7 @@ def _can_be_shipped(subject: Subject) -> bool:
 
 
 def max_drop_of(report: Report, budget: Mapping[str, Any]) -> float | None:
-    """Return the most mAP50-95 that was to be lost, if the report says so."""
+    """Return the most accuracy that was to be lost, if the report says so."""
     value = budget.get("max_drop", report.request.get("max_drop"))
     return float(value) if isinstance(value, (int, float)) else None
 
@@ -203,6 +204,7 @@ def _budgets(report: Report) -> list[dict[str, Any]]:
                 "chosen": len(kept),
                 "reference": _rounded(budget.get("reference")),
                 "max_drop": max_drop_of(report, budget),
+                "measure": str(budget.get("measure", "mAP50-95")),
             }
         )
     return found

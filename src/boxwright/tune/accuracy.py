@@ -43,14 +43,19 @@ class Accuracies:
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def map_of(self, body: str, runtime: str) -> float | None:
-        """Return mAP50-95, or None when it was not measured."""
+    def figure_of(self, body: str, runtime: str) -> float | None:
+        """Return mAP50-95 or the task's own figure, or None when it was not measured."""
         found = self.measured.get((body, runtime))
-        return found.map50_95 if found else None
+        return found.figure if found else None
+
+    @property
+    def measure(self) -> str:
+        """Name of the figure."""
+        return next((a.measure for a in self.measured.values()), "mAP50-95")
 
     def drop_of(self, body: str, runtime: str) -> float | None:
         """Return what is lost against FP32 in ONNX Runtime, or None when it was not measured."""
-        own, reference = self.map_of(body, runtime), self.map_of(*REFERENCE)
+        own, reference = self.figure_of(body, runtime), self.figure_of(*REFERENCE)
         return None if own is None or reference is None else reference - own
 
 
@@ -112,7 +117,7 @@ def measure_accuracies(
             matches=matches,
         )
     found.measured = {keys[name]: accuracy for name, accuracy in results.items()}
-    if found.map_of(*REFERENCE) is None:
+    if found.figure_of(*REFERENCE) is None:
         raise CheckFailedError(
             dataset.name,
             "it has no mAP: no object could be measured",

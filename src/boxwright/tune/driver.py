@@ -196,6 +196,7 @@ class _Tuning:
         )
         self.notes += self.accuracies.notes
         limit, alive = request.budgets.max_drop, self._alive()
+        measure = self.accuracies.measure
         for which in alive:
             key = which.body, which.runtime
             drop = self.accuracies.drop_of(*key)
@@ -205,7 +206,9 @@ class _Tuning:
                 self._drop(which, "accuracy", f"{which.body} has no raw file to measure")
             elif limit is not None and drop > limit:
                 self._drop(
-                    which, "accuracy", f"it loses {drop:.4f} mAP50-95, at most {limit:g} is allowed"
+                    which,
+                    "accuracy",
+                    f"it loses {drop:.4f} {measure}, at most {limit:g} is allowed",
                 )
         self._tell("accuracy", len(alive))
 
@@ -370,13 +373,15 @@ class _Tuning:
         memory = self.memory.get(which.name)
         over: tuple[str, ...] = ()
         if point is not None:
-            over = excesses(dataclasses.replace(point, memory_mb=memory), self.request.budgets)
+            known_point = dataclasses.replace(point, memory_mb=memory)
+            over = excesses(known_point, self.request.budgets, self.accuracies.measure)
         known = which.file != SOURCE_FILE
         key = which.body, which.runtime
         return Candidate(
             combination=which,
             sha256=self.files.sha256.get(which.file, ""),
-            map50_95=self.accuracies.map_of(*key) if known else None,
+            figure=self.accuracies.figure_of(*key) if known else None,
+            measure=self.accuracies.measure,
             drop=self.accuracies.drop_of(*key) if known else None,
             measured=measured,
             peak_memory_mb=memory,
@@ -415,7 +420,7 @@ class _Tuning:
         if pictures and min(pictures) < _MANY_PICTURES:
             cautions.append(
                 f"accuracy was measured on {min(pictures)} pictures, which are few: differences of "
-                "some thousandths of mAP50-95 mean little"
+                f"some thousandths of {self.accuracies.measure} mean little"
             )
         if winner is None:
             return cautions

@@ -146,14 +146,16 @@ def front(points: Sequence[Point]) -> tuple[str, ...]:
     return tuple(p.name for p in sorted(best, key=lambda p: (p.cost_ms or 0.0, p.name)))
 
 
-def excesses(point: Point, budgets: Budgets) -> tuple[str, ...]:
+def excesses(point: Point, budgets: Budgets, measure: str = "mAP50-95") -> tuple[str, ...]:
     """Return in words what exceeds the budgets; what was not measured keeps none.
+
+    `measure` is the name of the figure that `drop` is of.
 
     >>> excesses(Point("a", p95_ms=12.0, drop=0.001), Budgets(max_drop=0.01, max_latency_ms=10.0))
     ('p95 12.00 ms, at most 10 allowed',)
     """
     asked = (
-        (budgets.max_drop, point.drop, "loses {:.4f} mAP50-95", "accuracy unknown"),
+        (budgets.max_drop, point.drop, f"loses {{:.4f}} {measure}", "accuracy unknown"),
         (budgets.max_latency_ms, point.p95_ms, "p95 {:.2f} ms", "latency unknown"),
         (budgets.max_memory_mb, point.memory_mb, "peak {:.1f} MB", "memory unknown"),
     )

@@ -33,7 +33,7 @@ class Budgets:
     """What a winner must keep; None is no limit.
 
     Attributes:
-        max_drop: mAP50-95 lost against FP32 in ONNX Runtime, 0..1.
+        max_drop: mAP50-95 (or the task's own figure) lost against FP32 in ONNX Runtime, 0..1.
         max_latency_ms: p95 of a whole call (under load: of its inference).
         max_memory_mb: Peak memory of a process that does nothing else, in MB (10^6 bytes).
     """
@@ -171,8 +171,8 @@ class Candidate:
     Attributes:
         combination: What it is.
         sha256: Of the file; "" where it was not made.
-        map50_95: Of its body in its runtime; None when it was not measured.
-        drop: mAP50-95 lost against FP32 in ONNX Runtime; negative is a gain.
+        figure: Accuracy of its body in its runtime; None when it was not measured.
+        drop: Accuracy lost against FP32 in ONNX Runtime; negative is a gain.
         measured: In the last round that it ran in.
         peak_memory_mb: Of a fresh process; None when it was not measured.
         speed_ups: Against each baseline of the final round.
@@ -180,12 +180,13 @@ class Candidate:
         over: In words, which budgets it exceeds.
         on_front: Nothing in the final round dominates it.
         baseline: It is compared with, and cannot win.
-        change: Of mAP50-95 against FP32 in ONNX Runtime, with its 95 % interval.
+        change: Of the figure against FP32 in ONNX Runtime, with its 95 % interval.
+        measure: Name of the figure: `mAP50-95`, or the task's own.
     """
 
     combination: Combination
     sha256: str = ""
-    map50_95: float | None = None
+    figure: float | None = None
     drop: float | None = None
     measured: Measured | None = None
     peak_memory_mb: float | None = None
@@ -195,6 +196,7 @@ class Candidate:
     on_front: bool = False
     baseline: bool = False
     change: Change | None = None
+    measure: str = "mAP50-95"
 
     @property
     def name(self) -> str:
@@ -223,7 +225,9 @@ class Candidate:
             **dataclasses.asdict(which),
             "path": str(which.path),
             "sha256": self.sha256,
-            "map50_95": self.map50_95,
+            "measure": self.measure,
+            "figure": self.figure,
+            "map50_95": None if self.measure == "top-1" else self.figure,
             "drop": self.drop,
             "change": dataclasses.asdict(self.change) if self.change else None,
             **figures,

@@ -12,6 +12,7 @@ from boxwright.datasets import Dataset
 from boxwright.errors import MissingExtraError, RequestError
 from boxwright.images import expand_paths
 from boxwright.machine import usable_cores
+from boxwright.measures import check_budget_measure
 from boxwright.outcome import Listener
 from boxwright.recipe import CalibrationOptions, MeasureOptions, Recipe, TargetOptions
 from boxwright.resolve import Resolved, labelled_data, resolve
@@ -188,6 +189,8 @@ def check_request(
         )
     spec = resolved.source.describe(resolved.request)
     dataset = _dataset(recipe, resolved, listener)
+    if dataset is not None and budgets.max_drop is not None:
+        check_budget_measure(spec, dataset, "--max-drop")
     pictures = _pictures(recipe, dataset)
     if dataset is None:
         notes.append(

@@ -16,7 +16,7 @@ def why_winner(winner: Candidate, choice: Choice, candidates: Sequence[Candidate
     """Return how the winner was chosen, in one sentence."""
     figures = f"{winner.name}: {_speed_words(winner)}"
     if winner.drop is not None:
-        figures += f", mAP50-95 {winner.map50_95:.4f} (drop {_signed(winner.drop)})"
+        figures += f", {winner.measure} {winner.figure:.4f} (drop {_signed(winner.drop)})"
     doubt = ""
     if choice.unsure:
         doubt = (
@@ -100,9 +100,10 @@ def result_table(result: TuneResult) -> Table:
     load = result.sweep.objective == "throughput"
     rows = [c for c in result.candidates if c.dropped is None and c.measured is not None]
     bases = [c for c in rows if c.baseline]
+    measure = next((c.measure for c in rows if c.figure is not None), "mAP50-95")
     head = [
         "file", "runtime", "threads", *(["in flight"] if load else []), "p50 ms", "p95 ms",
-        "images/s", "mAP50-95", "drop (95 %)", "peak MB", "front", "budgets",
+        "images/s", measure, "drop (95 %)", "peak MB", "front", "budgets",
         *(f"x {_base_words(b)} (95 %)" for b in bases), "noise",
     ]  # fmt: skip
     cells = tuple(_row(c, bases, load, c is result.winner) for c in rows)
@@ -133,7 +134,7 @@ def _row(
         f"{mark}{measured.main.p50:.2f}",
         f"{mark}{measured.main.p95:.2f}",
         f"{mark}{measured.images_per_s:.1f}",
-        "-" if candidate.map50_95 is None else f"{candidate.map50_95:.4f}",
+        "-" if candidate.figure is None else f"{candidate.figure:.4f}",
         _drop(candidate),
         "-" if candidate.peak_memory_mb is None else f"{candidate.peak_memory_mb:.0f}",
         "yes" if candidate.on_front else "-",
@@ -200,9 +201,10 @@ def summary_lines(result: TuneResult) -> list[str]:
     if result.accuracy:
         data = result.data
         lines.append(
-            f"mAP50-95 on {data['name']} ({data['pictures']} pictures, {data['objects']} objects) "
-            "was measured on raw files; an end-to-end file shares the figure of its body, since "
-            "its verification proved that both detect the same at the operating thresholds"
+            f"{result.accuracy[0][2].measure} on {data['name']} ({data['pictures']} pictures, "
+            f"{data['objects']} objects) was measured on raw files; an end-to-end file shares the "
+            "figure of its body, since its verification proved that both detect the same at the "
+            "operating thresholds"
         )
     lines += [f"note: {note}" for note in result.notes]
     gone = sum(c.dropped is not None for c in result.candidates)

@@ -123,7 +123,7 @@ function startTradeoff() {
       const series = DATA.series[p.series];
       const paint = seriesColor(series);
       const facts = [safe(series.label + (series.runtime ? ' · ' + series.runtime : '')),
-        'mAP50-95 ' + p.y.toFixed(4) + intervalText(p.y_interval, 4),
+        p.measure + ' ' + p.y.toFixed(4) + intervalText(p.y_interval, 4),
         p.span + ' p50 ' + p.x.toFixed(2) + ' ms' + intervalText(p.x_interval, 2)];
       if (p.front) facts.push('on the front');
       if (series.rejected) facts.push('rejected: must not be shipped');
@@ -139,7 +139,7 @@ function startTradeoff() {
     const span = points.every((p) => p.span === 'total') ? 'latency' : 'inference';
     const height = (isNarrow() ? 340 : 440) + Math.ceil(marks.length / (isNarrow() ? 1 : 4)) * 20;
     return [[line, ...marks], layout({
-      height, showlegend: true, xaxis: axis(span + ', p50 ms'), yaxis: axis('mAP50-95', { range: worthRange(points) }),
+      height, showlegend: true, xaxis: axis(span + ', p50 ms'), yaxis: axis(points[0].measure, { range: worthRange(points) }),
     })];
   });
 }

@@ -32,7 +32,7 @@ function startTried(budget, number) {
     const traces = [{
       type: 'scatter', mode: 'lines+markers', name: 'tried', x: counts, y: budget.tried.map((t) => t[1]),
       line: { color: color('c1'), width: 2 }, marker: { size: 8, color: color('c1') }, hoverinfo: 'text',
-      text: budget.tried.map((t) => t[0] + ' layers in float<br>mAP50-95 ' + (t[1] === null ? 'none' : t[1].toFixed(4))),
+      text: budget.tried.map((t) => t[0] + ' layers in float<br>' + budget.measure + ' ' + (t[1] === null ? 'none' : t[1].toFixed(4))),
     }, {
       type: 'scatter', mode: 'markers', name: 'taken', x: taken.map((t) => t[0]), y: taken.map((t) => t[1]),
       marker: { symbol: 'circle-open', size: 18, color: color('c2'), line: { width: 2.5, color: color('c2') } }, hoverinfo: 'skip',
@@ -48,7 +48,7 @@ function startTried(budget, number) {
     }
     return [traces, layout({
       height: isNarrow() ? 320 : 340, showlegend: true,
-      xaxis: axis('layers in float'), yaxis: axis('mAP50-95', { tickformat: '.3f' }),
+      xaxis: axis('layers in float'), yaxis: axis(budget.measure, { tickformat: '.3f' }),
     })];
   });
 }
