@@ -62,7 +62,8 @@ class ServeOptions:
         nms: Of the post-processing of raw heads.
         encoded: Make models that take a JPEG, for every track.
         gate: Look at headers before DALI decodes.
-        batching: Of every model.
+        batching: Of every model, but for networks that take pictures.
+        image_batching: Of these, too: pictures of one size are joined, and the queue has limits.
         instances: Copies of a file on each GPU.
         python_instances: Processes of each python model.
         dali_threads: CPU threads of the DALI pipeline.
@@ -79,6 +80,7 @@ class ServeOptions:
     encoded: bool = True
     gate: bool = True
     batching: Batching = field(default_factory=Batching)
+    image_batching: bool = False
     instances: int = 1
     python_instances: int = 2
     dali_threads: int = 4

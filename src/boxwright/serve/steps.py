@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +30,7 @@ __all__ = [
     "check_for_dali",
     "decode_picture",
     "detections_of_head",
+    "one_thread_each",
     "padded",
     "placement_from_row",
     "prepared",
@@ -112,17 +114,20 @@ def _check_sides(height: int, width: int, limits: Limits) -> None:
         raise ImageError("encoded_image", "the picture has no pixels", "replace the file")
 
 
-def prepared(images: Sequence[Image], spec: ModelSpec) -> tuple[FloatArray, FloatArray]:
+def prepared(
+    images: Sequence[Image], spec: ModelSpec, out: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Return the network's input and where the pictures lie in it.
 
     Args:
         images: (H, W, 3) uint8 BGR each.
         spec: The model.
+        out: (B, 3, height, width) float32, contiguous, to write into; None takes new memory.
 
     Returns:
         images (B, 3, height, width) float32 and placement (B, 6) float32.
     """
-    batch = np.empty((len(images), 3, *spec.input_size), np.float32)
+    batch = np.empty((len(images), 3, *spec.input_size), np.float32) if out is None else out
     places = [
         prepare(im, spec.input_size, spec.preprocess, batch[i]) for i, im in enumerate(images)
     ]
@@ -203,6 +208,18 @@ def padded(
         result["det_scores"][index, :size] = scores[:size]
         result["det_classes"][index, :size] = labels[:size]
     return result
+
+
+def one_thread_each(config: Mapping[str, Any]) -> None:
+    """Let OpenCV work in one thread where a model has several processes.
+
+    Each would else start a thread for every core, and they would wait for each other.
+
+    Args:
+        config: Of the model, as Triton tells it.
+    """
+    if sum(int(group.get("count", 1)) for group in config.get("instance_group", [])) > 1:
+        cv2.setNumThreads(1)
 
 
 def spec_from_parameters(parameters: Mapping[str, str]) -> ModelSpec:
