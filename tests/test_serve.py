@@ -17,7 +17,7 @@ from boxwright.errors import BackendError, RequestError, SourceError
 from boxwright.serve import installation as places
 from boxwright.serve.control import ModelState
 from boxwright.serve.installation import cache_folder, find_server
-from boxwright.serve.launch import HEADER, ServeRequest, command_line, taken_ports
+from boxwright.serve.launch import HEADER, ServeRequest, command_line, taken_ports, variables
 from boxwright.serve.layout import backends_of, chosen_models, lay_out_backends, parts_of
 from boxwright.serve.python_environment import check_python, prepare_environment
 from boxwright.serve.requirements import requirements_of
@@ -150,6 +150,17 @@ def test_a_failed_install_leaves_nothing(tmp_path, monkeypatch):
         prepare_environment(("no-such-package-at-all",), (HERE, "3.10", "3.11"), cache=cache)
     assert "could not be installed" in str(refused.value) or "it takes" in str(refused.value)
     assert not [p for p in cache.iterdir() if not p.name.endswith(".lock")]
+
+
+def test_the_server_keeps_freed_memory_unless_it_is_told_otherwise(tmp_path, monkeypatch):
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    found = find_server(fake_server(tmp_path / "server"))
+    assert variables(found, None, with_home=False)["MALLOC_MMAP_THRESHOLD_"] == "33554432"
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4096")
+    assert variables(found, None, with_home=False)["MALLOC_TRIM_THRESHOLD_"] == "4096"
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=9")
+    assert "MALLOC_MMAP_THRESHOLD_" not in variables(found, None, with_home=False)
 
 
 def repository(folder: Path, **models: str) -> Path:

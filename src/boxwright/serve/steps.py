@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -30,7 +29,6 @@ __all__ = [
     "check_for_dali",
     "decode_picture",
     "detections_of_head",
-    "one_thread_each",
     "padded",
     "placement_from_row",
     "prepared",
@@ -208,18 +206,6 @@ def padded(
         result["det_scores"][index, :size] = scores[:size]
         result["det_classes"][index, :size] = labels[:size]
     return result
-
-
-def one_thread_each(config: Mapping[str, Any]) -> None:
-    """Let OpenCV work in one thread where a model has several processes.
-
-    Each would else start a thread for every core, and they would wait for each other.
-
-    Args:
-        config: Of the model, as Triton tells it.
-    """
-    if sum(int(group.get("count", 1)) for group in config.get("instance_group", [])) > 1:
-        cv2.setNumThreads(1)
 
 
 def spec_from_parameters(parameters: Mapping[str, str]) -> ModelSpec:

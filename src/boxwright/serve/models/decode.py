@@ -23,9 +23,10 @@ class TritonPythonModel:
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         side = int(parameters["max_side_px"])
         os.environ.setdefault(_LIMIT, str(side * side))
-        from boxwright.serve.steps import Limits, one_thread_each
+        from boxwright.serve.settled_process import settle_process
+        from boxwright.serve.steps import Limits
 
-        one_thread_each(config)
+        settle_process(config)
         self._limits = Limits(side)
         self._planes = parameters["image_layout"] == "nchw"
         self._rgb = parameters["image_color"] == "rgb"

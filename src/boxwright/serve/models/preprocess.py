@@ -25,11 +25,12 @@ class TritonPythonModel:
         os.environ.setdefault(_LIMIT, str(side * side))
         import numpy as np
 
-        from boxwright.serve.steps import Limits, one_thread_each, spec_from_parameters
+        from boxwright.serve.settled_process import settle_process
+        from boxwright.serve.steps import Limits, spec_from_parameters
 
         self._limits = Limits(side)
         self._spec = spec_from_parameters(parameters)
-        one_thread_each(config)
+        settle_process(config)
         self._memory = np.empty((0, 3, *self._spec.input_size), np.float32)
 
     def _rows(self, count: int) -> Any:
