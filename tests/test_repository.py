@@ -628,6 +628,27 @@ def test_plans_are_served_with_their_description(cli, runs, tmp_path):
     assert refused.code == 2 and "takes up to 8 pictures" in refused.error
 
 
+def test_a_plan_is_warmed_up_with_a_picture_that_it_takes(cli, runs, tmp_path):
+    """Its profile ends at 640 x 640; Triton does not load a model whose warm-up fails."""
+    onnx = next(runs.glob("*.fp32.end2end.image.onnx"))
+    plan = plan_of(onnx, tmp_path)
+    out = tmp_path / "models"
+    done = cli(
+        "repo", "build", onnx, plan, "--formats", "trt_image", "--max-batch", 1, "--out", out
+    )
+    assert done.code == 0, done.err
+    config = config_of(out / "text_block_trt_image")
+    assert config.max_batch_size == 1
+    (sample,) = config.model_warmup
+    (value,) = sample.inputs.values()
+    assert list(value.dims) == [640, 640, 3]
+    stored = out / "text_block_trt_image/warmup/pixels.u8"
+    assert stored.stat().st_size == 640 * 640 * 3
+    file = read_file(out / "text_block_trt_image/1/model.plan", [onnx])
+    assert file.nearest_size((8, 9000)) == (640, 640)
+    assert read_file(onnx).nearest_size((8, 9000)) == (8, 9000)
+
+
 def test_track_d_alone_takes_the_plan_that_was_given(cli, runs, tmp_path):
     final = next(runs.glob("*.fp32.end2end.onnx"))
     plan = plan_of(final, tmp_path)

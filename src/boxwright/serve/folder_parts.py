@@ -223,9 +223,9 @@ class Parts:
         dtype = triton_dtype(info, str(file.path))
         picture = self.options.warm_up[1]
         if file.target.input == "image":
-            size = file.target.source_size
-            if size is not None:
-                picture = np.asarray(cv2.resize(picture, (size[1], size[0])), np.uint8)
+            height, width = file.nearest_size((picture.shape[0], picture.shape[1]))
+            if (height, width) != picture.shape[:2]:  # a warm-up that fails stops the model
+                picture = np.asarray(cv2.resize(picture, (width, height)), np.uint8)
             array = np.ascontiguousarray(picture)
             if file.target.image_layout == "nchw":
                 array = np.ascontiguousarray(array.transpose(2, 0, 1))
