@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from boxwright.sample import onnx_file
 from boxwright.serve.check_repository import check_repository
 from boxwright.serve.dali import dali_file
 from boxwright.serve.model_config import config_from_text
+from boxwright.serve.models import preprocess
 from boxwright.serve.picture_header import read_header
 from boxwright.serve.python_models import COPIED, python_model_files
 from boxwright.serve.repository_record import RECORD, read_model_record
@@ -32,6 +34,7 @@ from boxwright.serve.steps import (
     check_for_dali,
     decode_picture,
     placement_from_row,
+    prepared,
     row_from_placement,
 )
 from boxwright.serve.text_merge import merge, with_block
@@ -183,6 +186,29 @@ def test_configuration_of_a_file(build, tmp_path):
     cpu = config_of(folder, "configs/cpu.pbtxt")
     assert cpu.instance_group[0].kind == type(group).KIND_CPU
     assert [w.batch_size for w in cpu.model_warmup] == [1]
+
+
+def test_pictures_are_batched_where_that_is_asked_for(build, tmp_path, models):
+    """They differ in size as a rule, and Triton's batcher would only stall them."""
+    asked = {p.parent.name for p in models.glob("*/config.pbtxt") if "dynamic_b" in p.read_text()}
+    alone = {p.parent.name for p in models.glob("*/config.pbtxt")} - asked
+    ensembles = {n for n in alone if n.endswith(("_jpeg", "_ensemble"))}
+    assert alone == {"text_block_image"} | ensembles
+    path = tmp_path / "models/text_block_image/config.pbtxt"
+    for words in (["--image-batching"], ["--queue-size", 1024], ["--queue-timeout-ms", 30_000]):
+        assert build(*words, tracks="e").code == 0
+        policy = config_of(path.parent).dynamic_batching.default_queue_policy
+        assert (policy.max_queue_size, policy.default_timeout_microseconds) == (1024, 30_000_000)
+        assert build(tracks="e").code == 0
+        assert not config_of(path.parent).HasField("dynamic_batching")
+
+
+def test_cudnn_does_not_try_every_algorithm_for_each_batch(models):
+    for path in models.glob("*/config.pbtxt"):
+        config = config_of(path.parent)
+        on_gpu = config.backend == "onnxruntime" and config.instance_group[0].kind == 1
+        told = config.parameters["cudnn_conv_algo_search"].string_value
+        assert told == ("1" if on_gpu else ""), path.parent.name
 
 
 def test_encoded_inputs_are_ragged_and_equal_on_every_track(models):
@@ -602,6 +628,27 @@ def test_plans_are_served_with_their_description(cli, runs, tmp_path):
     assert refused.code == 2 and "takes up to 8 pictures" in refused.error
 
 
+def test_a_plan_is_warmed_up_with_a_picture_that_it_takes(cli, runs, tmp_path):
+    """Its profile ends at 640 x 640; Triton does not load a model whose warm-up fails."""
+    onnx = next(runs.glob("*.fp32.end2end.image.onnx"))
+    plan = plan_of(onnx, tmp_path)
+    out = tmp_path / "models"
+    done = cli(
+        "repo", "build", onnx, plan, "--formats", "trt_image", "--max-batch", 1, "--out", out
+    )
+    assert done.code == 0, done.err
+    config = config_of(out / "text_block_trt_image")
+    assert config.max_batch_size == 1
+    (sample,) = config.model_warmup
+    (value,) = sample.inputs.values()
+    assert list(value.dims) == [640, 640, 3]
+    stored = out / "text_block_trt_image/warmup/pixels.u8"
+    assert stored.stat().st_size == 640 * 640 * 3
+    file = read_file(out / "text_block_trt_image/1/model.plan", [onnx])
+    assert file.nearest_size((8, 9000)) == (640, 640)
+    assert read_file(onnx).nearest_size((8, 9000)) == (8, 9000)
+
+
 def test_track_d_alone_takes_the_plan_that_was_given(cli, runs, tmp_path):
     final = next(runs.glob("*.fp32.end2end.onnx"))
     plan = plan_of(final, tmp_path)
@@ -710,6 +757,61 @@ def test_unusual_pictures_are_those_of_the_host(tmp_path):
     check_for_dali(sixteen, Limits())
     with pytest.raises(ImageError, match="CMYK"):
         check_for_dali(cmyk, Limits())
+
+
+def served_preprocess(models, monkeypatch):
+    """Return the served preprocessing as the stub loads it, and how it is asked."""
+    stub = ModuleType("triton_python_backend_utils")
+    stub.TritonError = lambda text, code=0: text
+    stub.TritonError.INVALID_ARG = 3
+    stub.Tensor = lambda name, value: (name, value)
+    stub.InferenceResponse = lambda output_tensors=(), error=None: error or dict(output_tensors)
+    stub.get_input_tensor_by_name = lambda request, _: SimpleNamespace(as_numpy=lambda: request)
+    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    from google.protobuf import json_format
+
+    config = json_format.MessageToDict(
+        config_of(models / "text_block_preprocess"), preserving_proto_field_name=True
+    )
+    model = preprocess.TritonPythonModel()
+    model.initialize({"model_config": json.dumps(config)})
+
+    def ask(*requests: list[bytes]) -> list:
+        """Send requests of one picture or more; they are padded to one length with zeros."""
+        rows = []
+        for pictures in requests:
+            size = max(len(p) for p in pictures)
+            rows.append(np.frombuffer(b"".join(p.ljust(size, b"\0") for p in pictures), np.uint8))
+            rows[-1] = rows[-1].reshape(len(pictures), size)
+        return model.execute(rows)
+
+    return ask
+
+
+def test_requests_of_a_turn_share_memory_and_do_not_mix(models, monkeypatch):
+    threads = cv2.getNumThreads()
+    try:
+        ask = served_preprocess(models, monkeypatch)
+        assert cv2.getNumThreads() == 1, "two processes, one thread each"
+    finally:
+        cv2.setNumThreads(threads)
+    images = [np.full((20 + 8 * i, 60, 3), 40 * i, np.uint8) for i in range(5)]
+    files = [cv2.imencode(".png", image)[1].tobytes() for image in images]
+    spec = read_file(models / "text_block/1/model.onnx").spec
+
+    def right(found: dict, *chosen: int) -> None:
+        batch, placement = prepared([images[i] for i in chosen], spec)
+        np.testing.assert_array_equal(found["images"], batch)
+        np.testing.assert_array_equal(found["placement"], placement)
+
+    first, damaged, second = ask([files[1], files[0]], [b"no picture"], [files[4]])
+    right(first, 1, 0)
+    right(second, 4)
+    assert "it is not a picture" in damaged
+    assert np.shares_memory(first["images"], ask([files[2]])[0]["images"]), "no new memory"
+    again = ask([files[3]], [files[2]], [files[0]], [files[1], files[4]])
+    for found, chosen in zip(again, ([3], [2], [0], [1, 4]), strict=True):
+        right(found, *chosen)
 
 
 def test_boxes_are_mapped_as_on_the_host():

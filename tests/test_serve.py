@@ -8,17 +8,20 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from boxwright.errors import BackendError, RequestError, SourceError
 from boxwright.serve import installation as places
+from boxwright.serve.control import ModelState
 from boxwright.serve.installation import cache_folder, find_server
-from boxwright.serve.launch import HEADER, ServeRequest, command_line, taken_ports
-from boxwright.serve.layout import backends_of, chosen_models, lay_out_backends
+from boxwright.serve.launch import HEADER, ServeRequest, command_line, taken_ports, variables
+from boxwright.serve.layout import backends_of, chosen_models, lay_out_backends, parts_of
 from boxwright.serve.python_environment import check_python, prepare_environment
 from boxwright.serve.requirements import requirements_of
+from boxwright.serve.server import _states
 from boxwright.serve.watch import ProcessWatch, Stub, stub_from_words
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -149,6 +152,17 @@ def test_a_failed_install_leaves_nothing(tmp_path, monkeypatch):
     assert not [p for p in cache.iterdir() if not p.name.endswith(".lock")]
 
 
+def test_the_server_keeps_freed_memory_unless_it_is_told_otherwise(tmp_path, monkeypatch):
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    found = find_server(fake_server(tmp_path / "server"))
+    assert variables(found, None, with_home=False)["MALLOC_MMAP_THRESHOLD_"] == "33554432"
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4096")
+    assert variables(found, None, with_home=False)["MALLOC_TRIM_THRESHOLD_"] == "4096"
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=9")
+    assert "MALLOC_MMAP_THRESHOLD_" not in variables(found, None, with_home=False)
+
+
 def repository(folder: Path, **models: str) -> Path:
     for name, text in models.items():
         (folder / name).mkdir()
@@ -169,6 +183,26 @@ def test_backends_are_read_from_configurations(tmp_path):
         "tensorrt": ("b",),
         "ensemble": ("c",),
     }
+
+
+def test_an_ensemble_that_is_not_listed_names_the_part_that_failed(tmp_path):
+    steps = "".join(f'step {{\n  model_name: "{n}"\n model_version: -1 }}\n' for n in "abca")
+    repository(
+        tmp_path, whole=f'platform: "ensemble"\nensemble_scheduling {{ {steps} }}', a="", b="", c=""
+    )
+    assert parts_of(tmp_path, "whole") == ("a", "b", "c")
+    index = (
+        ModelState("a", "1", "READY", ""),
+        ModelState("b", "1", "UNAVAILABLE", "the plan is of another GPU"),
+        ModelState("c", "", "", ""),
+        ModelState("whole", "", "", ""),
+    )
+    control = SimpleNamespace(index=lambda: index)
+    (state,) = _states(control, ("whole",), tmp_path)
+    assert (state.name, state.state) == ("whole", "UNAVAILABLE")
+    assert "b (the plan is of another GPU); c (the server says no reason)" in state.reason
+    found = {m.name: m.reason for m in _states(control, ("a", "c"), tmp_path)}
+    assert found == {"a": "", "c": "the server does not list it"}
 
 
 def test_models_are_chosen(tmp_path):

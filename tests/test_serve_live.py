@@ -429,6 +429,21 @@ def test_a_model_that_fails_has_the_servers_own_words(tmp_path):
         start_server(dataclasses.replace(request, models=("broken",)))
 
 
+def test_an_ensemble_has_the_words_of_the_model_that_it_lacks(tmp_path):
+    request = triton_place.served(tmp_path, models=("whole",))
+    triton_place.add_python(tmp_path, "broken", "raise RuntimeError('left at home')\n")
+    config = triton_place.model_config("whole", "")
+    config.platform = "ensemble"
+    triton_place.add_tensor(config, "input", "x", "FP32", (-1,))
+    triton_place.add_tensor(config, "output", "y", "FP32", (-1,))
+    step = config.ensemble_scheduling.step.add(model_name="broken", model_version=-1)
+    step.input_map["x"], step.output_map["y"] = "x", "y"
+    triton_place.write_config(tmp_path / "whole", config)
+    (tmp_path / "whole" / "1").mkdir()
+    with pytest.raises(BackendError, match=r"whole: .*broken \(.*left at home"):
+        start_server(request)
+
+
 _DALI = """
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.triton import autoserialize

@@ -228,6 +228,24 @@ class TensorRtBackend:
 
     # -- one inference at a time
 
+    def input_view(self, name: str, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+        """Return an input's pinned memory, to be filled and fed to `infer` as it is.
+
+        That saves the copy of the feed. It is valid until the next call for that input, and it is
+        not to be written while `infer` runs.
+
+        Args:
+            name: Of the input.
+            shape: With the batch.
+            dtype: NumPy's name.
+
+        Raises:
+            BackendError: The plan has no such input, or there is no memory left.
+        """
+        if name not in {i.name for i in self.inputs}:
+            raise BackendError("inference", f"the plan has no input {name}", "check the name")
+        return self._first().input_view(name, shape, dtype)
+
     def infer(self, feed: Feed | Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Run once; the outputs are views of pinned memory until the next call.
 

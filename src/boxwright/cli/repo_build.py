@@ -113,6 +113,10 @@ __all__ = ["build_command"]
     "--queue-delay-us", type=int, default=0, show_default=True,
     help="Wait so long for a fuller batch.",
 )  # fmt: skip
+@click.option(
+    "--image-batching", is_flag=True,
+    help="Join pictures of one size (track E). A --queue option asks for it, too.",
+)  # fmt: skip
 @click.option("--response-cache", is_flag=True, help="Keep answers to equal requests.")
 @click.option(
     "--tensorrt-accelerator", is_flag=True,
@@ -293,6 +297,14 @@ def _nms(options: dict[str, Any]) -> Any:
     )
 
 
+def _queue_is_asked_for() -> bool:
+    """Whether the command line names a limit or a delay of the queue."""
+    context = click.get_current_context()
+    default = (None, click.core.ParameterSource.DEFAULT)
+    keys = ("queue_size", "queue_timeout_ms", "queue_delay_us")
+    return any(context.get_parameter_source(key) not in default for key in keys)
+
+
 def _max_batches(texts: tuple[str, ...]) -> dict[str, int]:
     from boxwright.serve.tracks import SIZES
 
@@ -337,6 +349,7 @@ def _serve_options(options: dict[str, Any]) -> ServeOptions:
             queue_size=options["queue_size"],
             timeout_ms=options["queue_timeout_ms"],
         ),
+        image_batching=options["image_batching"] or _queue_is_asked_for(),
         instances=options["instances"],
         python_instances=options["python_instances"],
         max_side_px=options["max_side"],

@@ -62,7 +62,8 @@ class ServeOptions:
         nms: Of the post-processing of raw heads.
         encoded: Make models that take a JPEG, for every track.
         gate: Look at headers before DALI decodes.
-        batching: Of every model.
+        batching: Of every model, but for networks that take pictures.
+        image_batching: Of these, too: pictures of one size are joined, and the queue has limits.
         instances: Copies of a file on each GPU.
         python_instances: Processes of each python model.
         dali_threads: CPU threads of the DALI pipeline.
@@ -79,6 +80,7 @@ class ServeOptions:
     encoded: bool = True
     gate: bool = True
     batching: Batching = field(default_factory=Batching)
+    image_batching: bool = False
     instances: int = 1
     python_instances: int = 2
     dali_threads: int = 4
@@ -221,9 +223,9 @@ class Parts:
         dtype = triton_dtype(info, str(file.path))
         picture = self.options.warm_up[1]
         if file.target.input == "image":
-            size = file.target.source_size
-            if size is not None:
-                picture = np.asarray(cv2.resize(picture, (size[1], size[0])), np.uint8)
+            height, width = file.nearest_size((picture.shape[0], picture.shape[1]))
+            if (height, width) != picture.shape[:2]:  # a warm-up that fails stops the model
+                picture = np.asarray(cv2.resize(picture, (width, height)), np.uint8)
             array = np.ascontiguousarray(picture)
             if file.target.image_layout == "nchw":
                 array = np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -24,6 +24,7 @@ from boxwright.serve.folder_parts import (
 )
 from boxwright.serve.model_config import (
     Accelerator,
+    Batching,
     Instances,
     ServedModel,
     Step,
@@ -32,10 +33,14 @@ from boxwright.serve.model_config import (
 from boxwright.serve.served_files import ServedFile
 from boxwright.serve.steps import PLACEMENT_VALUES
 from boxwright.serve.to_source import INPUT_BOXES, to_source_bytes
-from boxwright.serve.tracks import FORMATS, FormatName
+from boxwright.serve.tracks import FORMATS, Format, FormatName
 from boxwright.stamps import Stamp, metadata_from_stamp
 
 __all__ = ["folders_of"]
+
+# cuDNN's heuristic: ONNX Runtime's default tries every algorithm anew for each batch size and each
+# size of a picture, which stops the model for as long. README of Triton's onnxruntime_backend.
+_CONVOLUTIONS = {"cudnn_conv_algo_search": "1"}
 
 
 def folders_of(
@@ -97,12 +102,14 @@ class _Maker(Parts):
                 tensor_of(o, file, labels=LABELS if o.name == labels else "") for o in file.outputs
             ),
             instances=Instances("KIND_GPU", self.options.instances),
-            batching=self.options.batching,
-            parameters={**self._parameters(file.metadata), **nms},
+            batching=self._batching(entry),
+            parameters={
+                **self._parameters(file.metadata), **nms, **({} if entry.plan else _CONVOLUTIONS)
+            },
             warm_up=samples,
             accelerator=None if entry.plan else self._accelerator(file),
             cache=self.options.cache,
-        )
+        )  # fmt: skip
         version: dict[str, Content] = {"model.plan" if entry.plan else "model.onnx": file.path}
         if entry.plan:
             version["model.plan.json"] = sidecar_path(file.path)
@@ -116,6 +123,15 @@ class _Maker(Parts):
             model=self.name,
             source=str(file.path),
         )
+
+    def _batching(self, entry: Format) -> Batching | None:
+        """Return how requests are joined; pictures are not, unless that is asked for.
+
+        They differ in size as a rule, so that none could be joined, and Triton's batcher sleeps
+        for half a second when it misses that the instance is free: docs/serving.md.
+        """
+        wanted = entry.input == "tensor" or self.options.image_batching
+        return self.options.batching if wanted else None
 
     def _accelerator(self, file: ServedFile) -> Accelerator | None:
         if self.options.accelerator is None:

@@ -13,13 +13,14 @@ import boxwright
 from boxwright.errors import RequestError, SourceError, nearest_name
 from boxwright.serve.installation import Installation
 
-__all__ = ["OURS", "backends_of", "chosen_models", "lay_out_backends", "write_backend"]
+__all__ = ["OURS", "backends_of", "chosen_models", "lay_out_backends", "parts_of", "write_backend"]
 
 OURS = ("onnxruntime", "tensorrt", "dali")
 _FOLDER = Path(__file__).parent / "backends"
 _STUB = "triton_python_backend_stub"
 _PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 _NAMED = re.compile(r'^\s*(?:backend|platform)\s*:\s*["\']([^"\']+)["\']', re.MULTILINE)
+_STEP = re.compile(r'^\s*model_name\s*:\s*["\']([^"\']+)["\']', re.MULTILINE)
 
 
 def chosen_models(repository: Path, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -69,6 +70,19 @@ def backends_of(repository: Path) -> dict[str, tuple[str, ...]]:
             name = _PLATFORMS.get(match.group(1), match.group(1))
             found.setdefault(name, []).append(path.parent.name)
     return {name: tuple(models) for name, models in found.items()}
+
+
+def parts_of(repository: Path, model: str) -> tuple[str, ...]:
+    """Return the models that an ensemble asks, in order; () for another model.
+
+    Raises:
+        SourceError: The configuration cannot be read.
+    """
+    path = repository / model / "config.pbtxt"
+    try:
+        return tuple(dict.fromkeys(_STEP.findall(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(str(path), f"it cannot be read ({error})", "mend it") from None
 
 
 def write_backend(name: str, folder: Path) -> None:

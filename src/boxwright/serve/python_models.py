@@ -23,6 +23,7 @@ COPIED = (
     "preprocess.py",
     "serve/__init__.py",
     "serve/picture_header.py",
+    "serve/settled_process.py",
     "serve/steps.py",
     "types.py",
 )

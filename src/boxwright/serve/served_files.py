@@ -67,6 +67,20 @@ class ServedFile:
         shapes = self.record.profile.get(self.inputs[0].name)
         return (shapes[0][0], shapes[1][0], shapes[2][0]) if shapes else None
 
+    def nearest_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the picture (height, width) that it takes and that is nearest to a size."""
+        if self.target.source_size is not None:
+            return self.target.source_size
+        shapes = self.record.profile.get(self.inputs[0].name) if self.record else None
+        if not shapes:
+            return size
+        first = 1 if self.target.image_layout == "nhwc" else 2
+        height, width = (
+            min(max(size[axis], shapes[0][first + axis]), shapes[2][first + axis])
+            for axis in (0, 1)
+        )
+        return height, width
+
     def tensor(self, name: str) -> TensorInfo | None:
         """Return an output by name."""
         return next((o for o in self.outputs if o.name == name), None)

@@ -32,7 +32,7 @@ from boxwright.serve.launch import (
     taken_ports,
     variables,
 )
-from boxwright.serve.layout import backends_of, chosen_models, lay_out_backends
+from boxwright.serve.layout import backends_of, chosen_models, lay_out_backends, parts_of
 from boxwright.serve.python_environment import PythonEnvironment, prepare_environment
 from boxwright.serve.requirements import requirements_of
 from boxwright.serve.watch import ProcessWatch, processes_of_session
@@ -245,7 +245,7 @@ def start_server(
         running._threads.append(pump(process.stderr, lines, log, request.log))
         _wait_until_live(running)
         running.started_s = time.monotonic() - started
-        running.models = _states(control, asked)
+        running.models = _states(control, asked, request.repository)
         _refuse_failed(running, note)
         if request.recover and python is not None:
             running._watch = ProcessWatch(process.pid, control, note)
@@ -308,12 +308,27 @@ def _cause(lines: tuple[str, ...]) -> str:
     return " ".join((errors or list(lines) or ["its log is empty"])[-1].split())[:400]
 
 
-def _states(control: Control, asked: tuple[str, ...]) -> tuple[ModelState, ...]:
+def _states(control: Control, asked: tuple[str, ...], repository: Path) -> tuple[ModelState, ...]:
+    """Return the models that were asked for; what an ensemble lacks is said by its parts."""
     index = control.index()
     found = [m for m in index if m.name in asked and m.state]
-    lost = [ModelState(n, "", "UNAVAILABLE", "the server does not list it")
-            for n in asked if n not in {m.name for m in found}]  # fmt: skip
+    lost = [
+        ModelState(n, "", "UNAVAILABLE", _why_lost(n, repository, index))
+        for n in asked
+        if n not in {m.name for m in found}
+    ]
     return (*found, *lost)
+
+
+def _why_lost(name: str, repository: Path, index: tuple[ModelState, ...]) -> str:
+    """Say why the server does not list a model: one that it is made of has failed."""
+    ready = {m.name for m in index if m.state == "READY"}
+    reasons = {m.name: m.reason for m in index if m.reason}
+    failed = [part for part in parts_of(repository, name) if part not in ready]
+    if not failed:
+        return "the server does not list it"
+    words = (f"{part} ({reasons.get(part) or 'the server says no reason'})" for part in failed)
+    return f"what it is made of did not load: {'; '.join(words)}"
 
 
 def _refuse_failed(running: RunningServer, note: Listen) -> None:

@@ -112,17 +112,20 @@ def _check_sides(height: int, width: int, limits: Limits) -> None:
         raise ImageError("encoded_image", "the picture has no pixels", "replace the file")
 
 
-def prepared(images: Sequence[Image], spec: ModelSpec) -> tuple[FloatArray, FloatArray]:
+def prepared(
+    images: Sequence[Image], spec: ModelSpec, out: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Return the network's input and where the pictures lie in it.
 
     Args:
         images: (H, W, 3) uint8 BGR each.
         spec: The model.
+        out: (B, 3, height, width) float32, contiguous, to write into; None takes new memory.
 
     Returns:
         images (B, 3, height, width) float32 and placement (B, 6) float32.
     """
-    batch = np.empty((len(images), 3, *spec.input_size), np.float32)
+    batch = np.empty((len(images), 3, *spec.input_size), np.float32) if out is None else out
     places = [
         prepare(im, spec.input_size, spec.preprocess, batch[i]) for i, im in enumerate(images)
     ]

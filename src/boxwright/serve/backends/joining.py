@@ -2,20 +2,28 @@
 
 Runs inside Triton's Python stub, beside a `model.py`: NumPy and the standard library only. A batch
 that fails is run again in halves, so that only the request at fault gets an error.
+
+Batches are put together in memory that stays: fresh memory of megabytes costs a page fault for each
+4 KiB of it, more than the copy itself. Triton copies outputs into shared memory when `execute` has
+returned and before it calls it again (python_backend, `Stub::ProcessRequests`), so that what a turn
+answers may lie in memory that the next turn writes, but in none that its own next run writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Failed", "Tensor", "check_tensors", "run_joined", "tensors_of"]
+__all__ = ["Buffers", "Failed", "Place", "Tensor", "check_tensors", "run_joined", "tensors_of"]
 
 Arrays = dict[str, npt.NDArray[Any]]
+_Given = TypeVar("_Given")
+# Where an input of a batch is put together: its name, shape and NumPy's name of its type.
+Place = Callable[[str, tuple[int, ...], str], npt.NDArray[Any]]
 
 NUMPY_TYPES = {
     "TYPE_BOOL": "bool",
@@ -51,6 +59,23 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+
+
+class Buffers:
+    """Memory of named tensors that is kept from run to run; it grows and never shrinks."""
+
+    def __init__(self) -> None:
+        self._memory: Arrays = {}
+
+    def view(self, name: str, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+        """Return a tensor's memory, whose content is left as it was; valid until the next call."""
+        kind = np.dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        memory = self._memory.get(name)
+        if memory is None or memory.nbytes < size:
+            self._memory.pop(name, None)  # before the larger one is taken
+            memory = self._memory[name] = np.empty(size, np.uint8)
+        return memory[:size].view(kind).reshape(shape)
 
 
 def tensors_of(config: Mapping[str, Any], kind: str) -> list[Tensor]:
@@ -100,7 +125,8 @@ def check_tensors(config: Mapping[str, Any], kind: str, file: Sequence[Tensor]) 
                 f"{_text(there.shape)} in the file"
             )
         fixed = there.shape[0] if there.shape else None
-        if batches and len(there.shape) == len(asked.shape) and fixed is not None:
+        one = fixed == 1 and int(config["max_batch_size"]) == 1  # TensorRT fixes what has no choice
+        if batches and len(there.shape) == len(asked.shape) and fixed is not None and not one:
             raise ValueError(
                 f"{kind} {asked.name}: the file takes {fixed} at once and no other number; "
                 "set max_batch_size: 0 and give dims with the batch"
@@ -125,6 +151,8 @@ def run_joined(
     batches: bool,
     largest: int,
     shared: Mapping[str, int] | None = None,
+    place: Place | None = None,
+    reused: bool = False,
 ) -> list[Arrays | Failed]:
     """Answer every request, with as few runs as can be.
 
@@ -135,6 +163,10 @@ def run_joined(
         largest: Most rows of one run.
         shared: Ranks of inputs that have no batch in the file: a row of them holds for a run, and
             requests are joined only where it is the same.
+        place: Gives the memory that a batch of several requests is put together in; without it
+            it is new.
+        reused: Whether `run` writes its outputs where it wrote those of the run before: they are
+            copied where one turn takes several runs.
 
     Returns:
         Of each request, its outputs or why there are none.
@@ -142,37 +174,69 @@ def run_joined(
     shared = shared or {}
     answers: list[Arrays | Failed] = [Failed("it was not run")] * len(feeds)
     if not batches:
-        for place, feed in enumerate(feeds):
-            answers[place] = _attempt(run, feed)
+        for index, feed in enumerate(feeds):
+            found = _attempt(run, feed)
+            if reused and len(feeds) > 1 and not isinstance(found, Failed):
+                found = {n: np.array(v) for n, v in found.items()}
+            answers[index] = found
         return answers
-    for places in _groups(feeds, largest, shared):
-        for place, answer in _answers(places, feeds, run, shared):
-            answers[place] = answer
+    groups = _groups(feeds, largest, shared)
+    joiner = _Joiner(feeds, run, shared, place or _new, reused)
+    for places in groups:
+        for index, answer in joiner.answers(places, kept=len(groups) > 1):
+            answers[index] = answer
     return answers
 
 
-def _answers(
-    places: list[int],
-    feeds: Sequence[Arrays],
-    run: Callable[[Arrays], Arrays],
-    shared: Mapping[str, int],
-) -> list[tuple[int, Arrays | Failed]]:
-    """Run requests together; where that fails, each half of them, down to the one at fault."""
-    parts = [feeds[p] for p in places]
-    joined: Arrays = {}
-    for name in parts[0]:
-        if name in shared:
-            joined[name] = parts[0][name][0]
-        elif len(parts) == 1:
-            joined[name] = parts[0][name]
-        else:
-            joined[name] = np.concatenate([p[name] for p in parts])
-    found = _attempt(run, joined)
-    if isinstance(found, Failed) and len(places) > 1:
-        middle = len(places) // 2
-        halves = (places[:middle], places[middle:])
-        return [answer for half in halves for answer in _answers(half, feeds, run, shared)]
-    return list(zip(places, _split(found, [_rows(f, shared) for f in parts]), strict=True))
+def _new(name: str, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    return np.empty(shape, dtype)
+
+
+def _joined(name: str, parts: Sequence[npt.NDArray[Any]], place: Place) -> npt.NDArray[Any]:
+    """Copy the rows of several requests, one behind the other, into the batch's memory."""
+    kind = np.result_type(*parts)
+    shape = (sum(len(p) for p in parts), *parts[0].shape[1:])
+    batch = place(name, shape, kind.name)
+    np.concatenate(parts, out=batch)
+    return batch
+
+
+@dataclass(frozen=True)
+class _Joiner:
+    """Runs requests of one turn together; the attributes are the arguments of `run_joined`."""
+
+    feeds: Sequence[Arrays]
+    run: Callable[[Arrays], Arrays]
+    shared: Mapping[str, int]
+    place: Place
+    reused: bool
+
+    def answers(self, places: list[int], kept: bool) -> list[tuple[int, Arrays | Failed]]:
+        """Run requests together; where that fails, each half of them, down to the one at fault.
+
+        Args:
+            places: Of the requests.
+            kept: The outputs outlive another run of this turn.
+        """
+        parts = [self.feeds[p] for p in places]
+        found = _attempt(self._run, parts)
+        if isinstance(found, Failed) and len(places) > 1:
+            middle = len(places) // 2
+            halves = (places[:middle], places[middle:])
+            return [answer for half in halves for answer in self.answers(half, kept=True)]
+        rows = [_rows(feed, self.shared) for feed in parts]
+        return list(zip(places, _split(found, rows, self.reused and kept), strict=True))
+
+    def _run(self, parts: Sequence[Arrays]) -> Arrays:
+        joined: Arrays = {}
+        for name, value in parts[0].items():
+            if name in self.shared:
+                joined[name] = value[0]
+            elif len(parts) == 1:
+                joined[name] = value
+            else:
+                joined[name] = _joined(name, [part[name] for part in parts], self.place)
+        return self.run(joined)
 
 
 def _rows(feed: Arrays, shared: Mapping[str, int]) -> int:
@@ -198,14 +262,14 @@ def _groups(feeds: Sequence[Arrays], largest: int, shared: Mapping[str, int]) ->
     return [group for alike in groups.values() for group in alike]
 
 
-def _attempt(run: Callable[[Arrays], Arrays], feed: Arrays) -> Arrays | Failed:
+def _attempt(run: Callable[[_Given], Arrays], given: _Given) -> Arrays | Failed:
     try:
-        return run(feed)
+        return run(given)
     except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the request's answer
         return Failed(" ".join(str(error).split())[:400] or type(error).__name__)
 
 
-def _split(found: Arrays | Failed, rows: Sequence[int]) -> list[Arrays | Failed]:
+def _split(found: Arrays | Failed, rows: Sequence[int], copies: bool) -> list[Arrays | Failed]:
     """Give each request its rows of the outputs."""
     if isinstance(found, Failed):
         return [found] * len(rows)
@@ -216,7 +280,8 @@ def _split(found: Arrays | Failed, rows: Sequence[int]) -> list[Arrays | Failed]
         text = f"output {odd[0]} has the shape {shape}, which is not one row for each of {total}"
         return [Failed(text)] * len(rows)
     ends = np.cumsum(rows)
+    own = np.array if copies else np.ascontiguousarray
     return [
-        {n: np.ascontiguousarray(v[end - count : end]) for n, v in found.items()}
+        {n: own(v[end - count : end]) for n, v in found.items()}
         for count, end in zip(rows, ends, strict=True)
     ]

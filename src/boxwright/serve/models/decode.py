@@ -23,8 +23,10 @@ class TritonPythonModel:
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         side = int(parameters["max_side_px"])
         os.environ.setdefault(_LIMIT, str(side * side))
+        from boxwright.serve.settled_process import settle_process
         from boxwright.serve.steps import Limits
 
+        settle_process(config)
         self._limits = Limits(side)
         self._planes = parameters["image_layout"] == "nchw"
         self._rgb = parameters["image_color"] == "rgb"
@@ -52,7 +54,7 @@ class TritonPythonModel:
                 refused = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
                 responses.append(pb_utils.InferenceResponse(error=refused))
                 continue
-            batch = np.stack(images)
+            batch = images[0][None] if len(images) == 1 else np.stack(images)
             if self._rgb:
                 batch = batch[..., ::-1]
             if self._planes:

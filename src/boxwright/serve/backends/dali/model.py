@@ -75,27 +75,35 @@ class TritonPythonModel:
             tensors = {n: pb_utils.get_input_tensor_by_name(request, n) for n in self.names}
             feeds.append({n: list(t.as_numpy()) for n, t in tensors.items()})
         answers = [Failed("it was not run")] * len(requests)
-        for places in _groups([self._rows(f) for f in feeds], self.largest):
-            for place, answer in self._answers(places, feeds):
+        groups = _groups([self._rows(f) for f in feeds], self.largest)
+        for places in groups:
+            for place, answer in self._answers(places, feeds, kept=len(groups) > 1):
                 answers[place] = answer
         return [_response(r, a) for r, a in zip(requests, answers, strict=True)]
 
     def _rows(self, feed):
         return len(feed[self.names[0]])
 
-    def _answers(self, places, feeds):
-        """Run requests together; where that fails, each half of them."""
+    def _answers(self, places, feeds, kept):
+        """Run requests together; where that fails, each half of them.
+
+        Args:
+            places: Of the requests.
+            feeds: Of all requests.
+            kept: The outputs outlive another run of this turn, which takes DALI's memory.
+        """
         try:
-            found = self._run([feeds[p] for p in places])
+            found = self._run([feeds[p] for p in places], kept)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
             self.pipeline = self._built()
             if len(places) == 1:
                 return [(places[0], Failed(_cause(error)))]
             middle = len(places) // 2
-            return self._answers(places[:middle], feeds) + self._answers(places[middle:], feeds)
+            halves = (places[:middle], places[middle:])
+            return [a for half in halves for a in self._answers(half, feeds, kept=True)]
         return list(zip(places, found, strict=True))
 
-    def _run(self, feeds):
+    def _run(self, feeds, kept):
         for name in self.names:
             samples = [np.ascontiguousarray(row) for feed in feeds for row in feed[name]]
             self.pipeline.feed_input(name, samples)
@@ -104,18 +112,33 @@ class TritonPythonModel:
             raise ValueError(
                 f"the pipeline has {len(outputs)} outputs, config.pbtxt {len(self.outputs)}"
             )
-        columns = [o.as_cpu() if hasattr(o, "as_cpu") else o for o in outputs]
+        lists = [o.as_cpu() if hasattr(o, "as_cpu") else o for o in outputs]
+        self.lists = lists  # what is answered lies in them until Triton has copied it
+        columns = [_rows_of(one, kind) for one, kind in zip(lists, self.types, strict=True)]
         answers, begin = [], 0
         for feed in feeds:
             end = begin + self._rows(feed)
             answers.append({
-                name: np.stack([np.asarray(column.at(i)) for i in range(begin, end)]).astype(
-                    kind, copy=False
-                )
-                for name, kind, column in zip(self.outputs, self.types, columns, strict=True)
+                name: _part(column, begin, end, kept)
+                for name, column in zip(self.outputs, columns, strict=True)
             })  # fmt: skip
             begin = end
         return answers
+
+
+def _rows_of(samples, kind):
+    """Return DALI's samples as one array where they are of one shape, else as a list of arrays."""
+    if samples.is_dense_tensor():
+        return np.asarray(samples.as_tensor()).astype(kind, copy=False)
+    return [np.asarray(samples.at(i)).astype(kind, copy=False) for i in range(len(samples))]
+
+
+def _part(column, begin, end, kept):
+    """Return some rows as an array, of its own memory where they are kept."""
+    rows = column[begin:end]
+    if isinstance(rows, list):
+        return np.stack(rows)
+    return np.array(rows) if kept else np.ascontiguousarray(rows)
 
 
 def _definition(script):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
-from joining import Failed, Tensor, check_tensors, run_joined
+from joining import Buffers, Failed, Tensor, check_tensors, run_joined
 
 _TYPES = {
     "tensor(float)": "float32",
@@ -22,6 +22,9 @@ _TYPES = {
 }
 
 
+_SEARCHES = {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"}
+
+
 class TritonPythonModel:
     """One instance of a model: a session of ONNX Runtime."""
 
@@ -34,9 +37,10 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"{file}: there is no such file")
         if args["model_instance_kind"] == "GPU" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA's and cuDNN's libraries that pip installed
+        providers = _providers(self.config, args)
         try:
             self.session = ort.InferenceSession(
-                str(file), _settings(self.config), providers=_providers(self.config, args)
+                str(file), _settings(self.config), providers=providers
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
             raise pb_utils.TritonModelException(f"ONNX Runtime refuses {file}: {error}") from None
@@ -56,6 +60,7 @@ class TritonPythonModel:
         self.names = [entry["name"] for entry in self.config["input"]]
         self.outputs = [entry["name"] for entry in self.config["output"]]
         self.largest = int(self.config.get("max_batch_size", 0))
+        self.buffers = Buffers()
         ranks = {i.name: len(i.shape) for i in inputs}
         self.shared = {
             entry["name"]: ranks[entry["name"]]
@@ -70,7 +75,12 @@ class TritonPythonModel:
             tensors = ((n, pb_utils.get_input_tensor_by_name(request, n)) for n in self.names)
             feeds.append({n: t.as_numpy() for n, t in tensors if t is not None})
         answers = run_joined(
-            feeds, self._run, batches=self.largest > 0, largest=self.largest, shared=self.shared
+            feeds,
+            self._run,
+            batches=self.largest > 0,
+            largest=self.largest,
+            shared=self.shared,
+            place=self.buffers.view,
         )
         return [_response(r, a) for r, a in zip(requests, answers, strict=True)]
 
@@ -114,8 +124,23 @@ def _settings(config):
     return settings
 
 
+def _convolutions(config):
+    """Return how cuDNN's algorithms are chosen, as a provider's option; {} for its default.
+
+    The numbers are those of the C++ backend's parameter (its README).
+    """
+    told = _parameter(config, "cudnn_conv_algo_search")
+    if told and told not in _SEARCHES:
+        known = ", ".join(f"{number} ({name})" for number, name in _SEARCHES.items())
+        raise pb_utils.TritonModelException(
+            f"the parameter cudnn_conv_algo_search is {told!r}; known are {known}"
+        )
+    return {"cudnn_conv_algo_search": _SEARCHES[told]} if told else {}
+
+
 def _providers(config, args):
     """Return the providers that the configuration asks for."""
+    convolutions = _convolutions(config)
     if args["model_instance_kind"] != "GPU":
         return ["CPUExecutionProvider"]
     device = {"device_id": args["model_instance_device_id"]}
@@ -126,7 +151,7 @@ def _providers(config, args):
             found.append(("TensorrtExecutionProvider", {**device, **_tensorrt(entry)}))
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
-    return [*found, ("CUDAExecutionProvider", device), "CPUExecutionProvider"]
+    return [*found, ("CUDAExecutionProvider", {**device, **convolutions}), "CPUExecutionProvider"]
 
 
 def _tensorrt(entry):
