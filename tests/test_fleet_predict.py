@@ -274,7 +274,7 @@ def test_another_job_in_the_folder_is_refused(model, tmp_path, cli):
     for found, case in cases.items():
         ran = cli(*case)
         assert ran.code == 2 and found in ran.error, found
-    ran = cli(*words(model, out, text="synthetic://62"))
+    ran = cli(*words(model, out, "--format", "jsonl", text="synthetic://62"))
     assert ran.code == 2 and "listing of 61 inputs is not that" in ran.error
     with locked(out / JOB_FILE, "wait"):
         ran = cli(*line)
@@ -282,7 +282,7 @@ def test_another_job_in_the_folder_is_refused(model, tmp_path, cli):
     stranger = tmp_path / "stranger"
     stranger.mkdir()
     (stranger / "thesis.txt").write_text("mine")
-    ran = cli(*words(model, stranger))
+    ran = cli(*words(model, stranger, "--format", "jsonl"))
     assert ran.code == 2 and "it holds other files (thesis.txt)" in ran.error
     assert [p.name for p in stranger.iterdir()] == ["thesis.txt"]
 
@@ -476,7 +476,7 @@ def test_options_that_do_not_go_together_are_refused(model, tmp_path, cli):
         assert ran.code == 2 and found in ran.error, more
     ran = cli("fleet", "predict", "triton://h:1/m", TEXT, "--out", out)
     assert ran.code == 2 and "hash" in ran.error
-    ran = cli(*words(model, out, text="synthetic://10?sed=1"))
+    ran = cli(*words(model, out, "--format", "jsonl", text="synthetic://10?sed=1"))
     assert ran.code == 2 and "did you mean seed?" in ran.error
     assert not out.exists()
 
