@@ -27,20 +27,21 @@ grpc = pytest.importorskip("tritonclient.grpc", reason='pip install "boxwright[t
 
 pytestmark = pytest.mark.slow
 
-PYTHON_TRACKS = ("text_block_jpeg", "text_block_end2end_jpeg", "text_block_image_jpeg")
+FUSED = "text_block_fused"
+PYTHON_TRACKS = ("text_block_jpeg", "text_block_end2end_jpeg", "text_block_image_jpeg", FUSED)
 DALI = "text_block_ensemble"
 TOLERANCE_PX = {"text_block_jpeg": 1e-3, "text_block_end2end_jpeg": 1e-3,
-                "text_block_image_jpeg": 0.1, DALI: 1.0}  # fmt: skip
+                "text_block_image_jpeg": 0.1, FUSED: 1e-3, DALI: 1.0}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
-    """A repository of tracks A, C and E of the sample, and D where there is DALI."""
+    """A repository of tracks A, C, E and F of the sample, and D where there is DALI."""
     from boxwright.cli import main
 
     place = tmp_path_factory.mktemp("repository")
     served(place)  # skips without a server
-    tracks = "a,c,d,e" if has_dali() else "a,c,e"
+    tracks = "a,c,d,e,f" if has_dali() else "a,c,e,f"
     words = ["repo", "build", onnx_file(), "--tracks", tracks, "--out", place / "models"]
     words += ["--runs", place / "runs", "--skip-verify", "--allow-missing", "--max-batch", "16"]
     with pytest.raises(SystemExit) as ended:
@@ -126,7 +127,7 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
     }
 
 
-@pytest.mark.parametrize("model", [PYTHON_TRACKS[0], PYTHON_TRACKS[2], DALI])
+@pytest.mark.parametrize("model", [PYTHON_TRACKS[0], PYTHON_TRACKS[2], FUSED, DALI])
 def test_bad_pictures_fail_alone(server, pages, local, model):
     """Sent together with good ones: each is named, and its neighbours are unharmed."""
     needs(model)
@@ -152,7 +153,7 @@ def test_bad_pictures_fail_alone(server, pages, local, model):
     assert isinstance(call((0, pages[0]))[1], Detections)
 
 
-@pytest.mark.parametrize("model", [PYTHON_TRACKS[0], DALI])
+@pytest.mark.parametrize("model", [PYTHON_TRACKS[0], FUSED, DALI])
 def test_unusual_pictures_are_answered_or_named(server, model, tmp_path):
     needs(model)
     pillow = pytest.importorskip("PIL.Image")
@@ -314,14 +315,15 @@ def test_tracks_of_a_real_checkpoint_answer_64_pictures_at_once(tmp_path, cli, n
     pictures = sorted((ASSETS / "images/coco128/images/train2017").glob("*.jpg"))[:64]
     if not checkpoint.is_file() or len(pictures) < 64:
         pytest.skip("NOT TESTED, BOXWRIGHT_ASSETS names no folder with real weights")
-    done = cli("repo", "build", checkpoint, "--tracks", "a,c,d,e", "--out", tmp_path / "models",
+    done = cli("repo", "build", checkpoint, "--tracks", "a,c,d,e,f", "--out", tmp_path / "models",
                "--runs", tmp_path / "runs", "--skip-verify", "--allow-missing")  # fmt: skip
     assert done.code == 0, done.err
     with boxwright.load(
         tmp_path / "runs" / name / f"{name}.fp32.end2end.onnx", "onnxruntime", quiet=True
     ) as detector:
         expected = [detector(str(p)) for p in pictures]
-    fronts = {"_jpeg": 0.99, "_end2end_jpeg": 0.99, "_image_jpeg": 0.99, "_ensemble": 0.95}
+    fronts = {"_jpeg": 0.99, "_end2end_jpeg": 0.99, "_image_jpeg": 0.99, "_fused": 0.99}
+    fronts |= {"_ensemble": 0.95}
     models = tuple(name + front for front in fronts)
     with start_server(served(tmp_path / "models", models=models, config_name="cpu")) as running:
         connection = client(running)

@@ -26,13 +26,14 @@ __all__ = ["build_command"]
     "--tracks",
     metavar="LIST",
     help="a: raw ONNX; b: raw plan; c: end-to-end ONNX and plan; d: DALI in front of c; e: graphs "
-    "that take pictures. A comma list. Default: a,c.",
+    "that take pictures; f: c with decoding and letterbox in its own process. A comma list. "
+    "Default: a,c.",
 )
 @click.option(
     "--formats",
     metavar="LIST",
     help="In the place of --tracks: onnx, trt, onnx_end2end, trt_end2end, dali, onnx_image, "
-    "trt_image, all; a comma list.",
+    "trt_image, onnx_fused, trt_fused, all; a comma list.",
 )
 @click.option(
     "--models",
@@ -165,7 +166,7 @@ def build_command(sources: tuple[str, ...], **options: Any) -> int:
     there is a GPU; what cannot be made is named, and the exit status is then 1.
 
     \b
-    boxwright repo build yolo11s.pt --tracks a,b,c,d,e --out models/
+    boxwright repo build yolo11s.pt --tracks a,b,c,d,e,f --out models/
     boxwright repo build --models small --formats trt_end2end
     """
     from boxwright.cli.console import ConsoleListener

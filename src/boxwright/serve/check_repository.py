@@ -140,7 +140,7 @@ def _labels(folder: Path, path: str, config: Any) -> Iterator[str]:
 
 def _of_file(folder: Path, config: Any) -> Iterator[str]:
     """Compare a served file with its configuration."""
-    if config.backend == "tensorrt":
+    if config.backend == "tensorrt" or (folder / "model.plan").is_file():
         yield from _of_plan(folder / "model.plan", config)
     if config.backend != "onnxruntime":
         return

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from boxwright.engine_record import sidecar_path
 from boxwright.errors import RequestError
+from boxwright.gpu_preprocess import check_rules
 from boxwright.serve.dali import dali_file
 from boxwright.serve.folder_parts import (
     CHECKED,
@@ -30,10 +31,11 @@ from boxwright.serve.model_config import (
     Step,
     Tensor,
 )
+from boxwright.serve.python_models import python_model_files
 from boxwright.serve.served_files import ServedFile
 from boxwright.serve.steps import PLACEMENT_VALUES
 from boxwright.serve.to_source import INPUT_BOXES, to_source_bytes
-from boxwright.serve.tracks import FORMATS, Format, FormatName
+from boxwright.serve.tracks import FORMATS, FUSED, Format, FormatName
 from boxwright.stamps import Stamp, metadata_from_stamp
 
 __all__ = ["folders_of"]
@@ -54,24 +56,30 @@ def folders_of(
     Args:
         name: Of the model.
         files: By format.
-        formats: What was asked for; a file that only track D needs is served, too.
+        formats: What was asked for; a file that only track D needs is served, too, and one that
+            only track F needs is in its folder alone.
         options: How.
 
     Raises:
         RequestError: The template, or a batch that a plan does not take.
     """
-    return _Maker(name, files, options).folders("dali" in formats)
+    return _Maker(name, files, options).folders(formats)
 
 
 class _Maker(Parts):
     """Makes the folders of one model."""
 
-    def folders(self, dali: bool) -> list[Folder]:
-        found = [self._file(f, file) for f, file in self.files.items()]
-        tensor = [f for f in self.files if FORMATS[f].input == "tensor"]
+    def folders(self, formats: tuple[FormatName, ...]) -> list[Folder]:
+        dali = "dali" in formats
+        fused = [f for f in formats if f in FUSED and FUSED[f] in self.files]
+        fused = fused if self.spec.task == "detect" else []
+        inside = {FUSED[f] for f in fused if FUSED[f] not in formats and not dali}
+        served = {f: file for f, file in self.files.items() if f not in inside}
+        found = [self._file(f, file) for f, file in served.items()]
+        tensor = [f for f in served if FORMATS[f].input == "tensor"]
         raw = [f for f in tensor if FORMATS[f].outputs == "raw"]
         final = [f for f in tensor if FORMATS[f].outputs == "end2end"]
-        pictures = [f for f in self.files if FORMATS[f].input == "image"]
+        pictures = [f for f in served if FORMATS[f].input == "image"]
         encoded = self.options.encoded
         if encoded and tensor:
             found.append(self._preprocess())
@@ -84,8 +92,8 @@ class _Maker(Parts):
         if dali and final:
             found += self._dali(final)
         if encoded:
-            found += [self._front(f) for f in self.files]
-        return found
+            found += [self._front(f) for f in served]
+        return found + [self._fused(f) for f in fused]
 
     def _file(self, wanted: FormatName, file: ServedFile) -> Folder:
         entry = FORMATS[wanted]
@@ -145,6 +153,42 @@ class _Maker(Parts):
                     f"trt_profile_{key}_shapes", f"{file.inputs[0].name}:{count}x{sides}"
                 )
         return Accelerator(given)
+
+    def _fused(self, wanted: FormatName) -> Folder:
+        """Return the model of track F: the file, and all that stands around it, in one process."""
+        entry, file = FORMATS[wanted], self.files[FUSED[wanted]]
+        nms = file.nms or self.options.nms
+        samples = self._encoded_warm_up()
+        config = ServedModel(
+            name=self.called(entry.suffix),
+            backend="python",
+            max_batch=self._largest(file),
+            inputs=(self._encoded_input(),),
+            outputs=self._detections(nms.keep_topk),
+            instances=Instances("KIND_GPU", self.options.python_instances),
+            batching=self.options.batching,
+            parameters={
+                **self._parameters(self._final_stamp(file, nms)),
+                **self._thresholds(nms),
+                "max_side_px": str(self.options.max_side_px),
+                "preprocess": "gpu" if entry.plan and _letterboxed_on_gpu(file) else "host",
+            },
+            warm_up=samples,
+            cache=self.options.cache,
+        )
+        version: dict[str, Content] = {**python_model_files("fused")}
+        version["model.plan" if entry.plan else "model.onnx"] = file.path
+        if entry.plan:
+            version["model.plan.json"] = sidecar_path(file.path)
+        return Folder(
+            config=config,
+            cpu=None if entry.plan else for_cpu(config),
+            version=version,
+            files=self._picture_file() if samples else {},
+            kind=wanted,
+            model=self.name,
+            source=str(file.path),
+        )
 
     def _preprocess(self) -> Folder:
         stamp = self._parameters(metadata_from_stamp(Stamp(self.spec)))
@@ -326,3 +370,12 @@ class _Maker(Parts):
             },
             cache=self.options.cache,
         )  # fmt: skip
+
+
+def _letterboxed_on_gpu(file: ServedFile) -> bool:
+    """Whether the kernel that letterboxes on the GPU can feed a plan."""
+    try:
+        check_rules(file.spec.preprocess, file.inputs[0].dtype)
+    except RequestError:
+        return False
+    return len(file.inputs) == 1

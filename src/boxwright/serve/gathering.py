@@ -23,7 +23,7 @@ from boxwright.serve.served_files import (
     format_of,
     read_file,
 )
-from boxwright.serve.tracks import FORMATS, FormatName, largest_batch, size_of
+from boxwright.serve.tracks import FORMATS, FUSED, FormatName, largest_batch, size_of
 from boxwright.types import NmsSettings
 
 __all__ = ["Conversion", "Gathered", "Missing", "gather"]
@@ -139,7 +139,7 @@ def _letter(size: str) -> str:
 
 def _needed(formats: Sequence[FormatName], one: _Named) -> list[FormatName]:
     """Return the formats of files; track D is served with a plan where one is there or can be."""
-    needed: list[FormatName] = [f for f in formats if f != "dali"]
+    needed = list(dict.fromkeys(FUSED.get(f, f) for f in formats if f != "dali"))
     if "dali" in formats and not {"onnx_end2end", "trt_end2end"} & set(needed):
         given = any(_is(f, "trt_end2end") for f in one.typed)
         plan = given or (bool(one.sources) and not _no_builder())
@@ -222,7 +222,11 @@ def _gather(
         except (BackendError, MissingExtraError) as error:
             result.missing.append(Missing(name, wanted, error.found, error.do))
     if result.files:
-        result.name = next(iter(result.files.values())).spec.name
+        spec = next(iter(result.files.values())).spec
+        result.name = spec.name
+        if spec.task != "detect":
+            why, do = f"track F answers boxes alone, and this model's task is {spec.task}", "use c"
+            result.missing += [Missing(name, f, why, do) for f in formats if f in FUSED]
     return result
 
 

@@ -33,9 +33,17 @@ def requirements_of(
         found.add(_OPENCV)
     if "dali" in backends:
         found.add(f"nvidia-dali-cuda{'130' if _cuda_major(on_gpu) >= 13 else '120'}")
-    if "tensorrt" in backends and on_gpu:
+    fused = [
+        p.parent for p in repository.glob("*/*/model.py") if not (p.parent / "boxwright").is_dir()
+    ]
+    if any((folder / "model.onnx").is_file() for folder in fused):
+        found.add("onnxruntime-gpu[cuda,cudnn]" if on_gpu else "onnxruntime")
+    plans = sorted(repository.glob("*/*/*.plan"))
+    if plans and on_gpu:
         found |= {_OPENCV, "cuda-bindings"}
-        for plan in sorted(repository.glob("*/*/*.plan")):
+        if any((folder / "model.plan").is_file() for folder in fused):
+            found.add(f"nvidia-cuda-nvrtc{'' if _cuda_major(on_gpu) >= 13 else '-cu12'}")
+        for plan in plans:
             record = read_record(plan)
             if record is None:
                 continue

@@ -9,7 +9,7 @@ from pathlib import Path
 from boxwright.engine_record import EngineRecord, read_record, sidecar_path
 from boxwright.errors import SourceError
 from boxwright.nvidia import TITLES
-from boxwright.serve.tracks import FORMATS, Format
+from boxwright.serve.tracks import FORMATS, FUSED, Format
 from boxwright.stamps import Stamp, stamp_from_metadata
 from boxwright.store import MANIFEST, Store, sha256_of_file
 from boxwright.types import ModelSpec, NmsSettings, Target, TensorInfo
@@ -89,7 +89,9 @@ class ServedFile:
 def format_of(file: ServedFile) -> Format | None:
     """Return the format that a file is of; None where no track serves such files."""
     for entry in FORMATS.values():
-        if entry.name != "dali" and (entry.outputs, entry.input, entry.plan) == (
+        if entry.name in ("dali", *FUSED):  # they are made of files of other formats
+            continue
+        if (entry.outputs, entry.input, entry.plan) == (
             file.target.outputs,
             file.target.input,
             file.is_plan,

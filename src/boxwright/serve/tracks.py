@@ -1,7 +1,8 @@
 """The tracks, the formats they are made of, and what everything is called. Pure data.
 
 A track is a way from a picture to boxes: A raw ONNX, B raw TensorRT plan, C end-to-end files, D
-DALI in front of C, E graphs that take pictures. A format is one file of a track.
+DALI in front of C, E graphs that take pictures, F a file of C with all around it in one process. A
+format is one file of a track.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from boxwright.errors import RequestError, nearest_name
 __all__ = [
     "DEFAULT_TEMPLATE",
     "FORMATS",
+    "FUSED",
     "SIZES",
     "TRACKS",
     "Format",
@@ -28,9 +30,17 @@ __all__ = [
     "stem_of",
 ]
 
-Track: TypeAlias = Literal["a", "b", "c", "d", "e"]
+Track: TypeAlias = Literal["a", "b", "c", "d", "e", "f"]
 FormatName: TypeAlias = Literal[
-    "onnx", "trt", "onnx_end2end", "trt_end2end", "dali", "onnx_image", "trt_image"
+    "onnx",
+    "trt",
+    "onnx_end2end",
+    "trt_end2end",
+    "dali",
+    "onnx_image",
+    "trt_image",
+    "onnx_fused",
+    "trt_fused",
 ]
 DEFAULT_TEMPLATE = "{stem}{suffix}"
 
@@ -66,6 +76,8 @@ FORMATS: Mapping[FormatName, Format] = {
         Format("dali", "d", "_dali", "end2end", "tensor", False),
         Format("onnx_image", "e", "_image", "end2end", "image", False),
         Format("trt_image", "e", "_trt_image", "end2end", "image", True),
+        Format("onnx_fused", "f", "_fused", "end2end", "tensor", False),
+        Format("trt_fused", "f", "_trt_fused", "end2end", "tensor", True),
     )
 }
 TRACKS: Mapping[Track, tuple[FormatName, ...]] = {
@@ -74,6 +86,12 @@ TRACKS: Mapping[Track, tuple[FormatName, ...]] = {
     "c": ("onnx_end2end", "trt_end2end"),
     "d": ("dali",),
     "e": ("onnx_image", "trt_image"),
+    "f": ("onnx_fused", "trt_fused"),
+}
+# The formats of track F, and those whose files they serve.
+FUSED: Mapping[FormatName, FormatName] = {
+    "onnx_fused": "onnx_end2end",
+    "trt_fused": "trt_end2end",
 }
 
 # Word of a size, and the pictures that a batch of it holds unless another number is given.

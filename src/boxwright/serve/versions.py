@@ -9,7 +9,9 @@ from typing import Any
 
 from boxwright.engine_record import sidecar_path
 from boxwright.errors import CheckFailedError, RequestError, StoreError
+from boxwright.serve.folder_parts import DETECTIONS
 from boxwright.serve.model_config import VersionPolicy, config_from_text, policy_text
+from boxwright.serve.python_models import python_model_files
 from boxwright.serve.repository_record import (
     CONFIG,
     CPU_CONFIG,
@@ -28,7 +30,7 @@ from boxwright.serve.repository_record import (
 )
 from boxwright.serve.served_files import ServedFile, check_batch, format_of, read_file
 from boxwright.serve.text_merge import with_block
-from boxwright.serve.tracks import FORMATS
+from boxwright.serve.tracks import FORMATS, FUSED
 from boxwright.store import locked
 
 __all__ = [
@@ -141,6 +143,8 @@ def add_version(
         files: dict[str, bytes | Path] = {"model.plan" if plan else "model.onnx": file}
         if plan:
             files["model.plan.json"] = sidecar_path(file)
+        if record.kind in FUSED:
+            files |= python_model_files("fused")
         wanted = max([*version_numbers_in(folder), *record.versions, 0]) + 1
         if number is not None:
             if number < 1:
@@ -172,7 +176,8 @@ def _fitting(folder: Path, record: ModelRecord, file: Path) -> ServedFile:
         raise RequestError(asked, "the file does not say what it is", "export it with boxwright")
     check_batch(served)
     entry = format_of(served)
-    if entry is None or entry.name != record.kind:
+    taken = {**{n: n for n in FORMATS}, **FUSED}[record.kind]  # type: ignore[index]
+    if entry is None or entry.name != taken:
         kind: str = entry.name if entry is not None else "of no track"
         raise RequestError(
             asked,
@@ -181,7 +186,10 @@ def _fitting(folder: Path, record: ModelRecord, file: Path) -> ServedFile:
         )
     path = folder / CONFIG
     config = config_from_text(path.read_text(encoding="utf-8"), str(path))
-    for kind, infos in (("input", served.inputs), ("output", served.outputs)):
+    kinds = [("input", served.inputs), ("output", served.outputs)]
+    if record.kind in FUSED:  # its input is the encoded picture, its outputs are the first four
+        kinds = [("output", tuple(o for o in served.outputs if o.name in DETECTIONS))]
+    for kind, infos in kinds:
         ours = {i.name: tuple(d if isinstance(d, int) else -1 for d in i.shape[1:]) for i in infos}
         there = {t.name: tuple(t.dims) for t in getattr(config, kind)}
         if ours != there:
