@@ -1,4 +1,4 @@
-"""Throughput of `fleet predict` at 1, 2, 4 GPUs, and the efficiency: one process a GPU.
+"""Throughput of `fleet predict` at 1, 2, 4 GPUs and 1, 2, ... processes on each; the efficiency.
 
 On a machine with GPUs (Python 3.10 or newer with the base dependencies, TensorRT and cuda-bindings;
 neither Ray nor pyarrow):
@@ -22,7 +22,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from time import monotonic
@@ -49,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("plan", type=Path)
     parser.add_argument("images", nargs="+", help="pictures, folders or globs")
     parser.add_argument("--counts", default="1,2,4", help="of GPUs, a comma list")
+    parser.add_argument("--per-gpu", default="1", help="processes on each GPU, a comma list")
     parser.add_argument("--files", type=int, default=60_000, help="length of the list")
     parser.add_argument("--bare-files", type=int, default=20_000, help="of it for the bare stream")
     parser.add_argument("--batch", type=int, default=64)
@@ -120,9 +121,9 @@ class Bench:
             preprocess=w.preprocess,
         )
 
-    def decoders(self, count: int) -> int:
+    def decoders(self, workers: int) -> int:
         """Return the threads of each of so many workers."""
-        return int(self.wishes.decoders or max(1, min(16, self.cores // count)))
+        return int(self.wishes.decoders or max(1, min(16, self.cores // workers)))
 
     def bare(self) -> None:
         """Time a Stream alone, the first tenth left out."""
@@ -146,24 +147,24 @@ class Bench:
             rate = (len(files) - 1 - skip) / (monotonic() - start)
             self.keep({"step": "bare", "gpus": 1, "rate": rate, "runs_on": stream.description})
 
-    def fleet(self, count: int, repeat: int) -> None:
-        """Time the local engine on so many GPUs."""
-        w = self.wishes
+    def fleet(self, count: int, each: int, repeat: int) -> None:
+        """Time the local engine on so many GPUs, with so many processes on each."""
+        w, workers = self.wishes, count * each
 
         def places(job: Job) -> Engine:
             if w.cpu:
-                return Processes([HERE] * count)
+                return Processes([HERE] * workers)
             numbers = ",".join(str(n) for n in range(count))
-            return Processes([v for _, v in device_numbers(numbers, os.environ)])
+            return Processes([v for _, v in device_numbers(numbers, os.environ)] * each)
 
-        clock, out = Clock(), self.place / f"out-{count}-{repeat}"
+        clock, out = Clock(), self.place / f"out-{count}-{each}-{repeat}"
         summary = fleet_predict(
             w.plan.resolve(),
             str(self.list),
             out,
             places,
             settings=self.settings(),
-            pace=Pace(None, self.decoders(count)),
+            pace=Pace(None, self.decoders(workers)),
             format="jsonl",
             shard_size=w.shard_size,
             listener=clock,
@@ -171,16 +172,17 @@ class Bench:
         step = {
             "step": "fleet",
             "gpus": count,
+            "per_gpu": each,
             "repeat": repeat,
             "rate": clock.rate(),
             "rate_with_start": summary.rows / summary.seconds,
-            "decoders": self.decoders(count),
+            "decoders": self.decoders(workers),
             "moments": clock.moments,
             "load_average": os.getloadavg(),
             "summary": summary.as_dict(),
         }
-        if count > 1:
-            first = self.place / f"out-{self.counts()[0]}-0"
+        first = self.place / f"out-{self.counts()[0]}-{self.each()[0]}-0"
+        if out != first and first.is_dir():
             step["rows_unlike_first"] = _unlike(first, out)
         self.keep(step)
 
@@ -188,10 +190,16 @@ class Bench:
         """Return the numbers of GPUs to try."""
         return [int(c) for c in self.wishes.counts.split(",")]
 
+    def each(self) -> list[int]:
+        """Return the numbers of processes on a GPU to try."""
+        return [int(c) for c in self.wishes.per_gpu.split(",")]
+
     def keep(self, step: dict[str, Any]) -> None:
         """Record a step, with its efficiency where one GPU's rate is known."""
         steps = self.result["steps"]
-        ones = [s["rate"] for s in steps if s["step"] == "fleet" and s["gpus"] == 1]
+        fleets = [s for s in (*steps, step) if s["step"] == "fleet"]
+        each = step.get("per_gpu")
+        ones = [s["rate"] for s in fleets if s["gpus"] == 1 and s["per_gpu"] == each]
         if ones and step["step"] == "fleet":
             step["efficiency"] = step["rate"] / (step["gpus"] * sum(ones) / len(ones))
         steps.append(step)
@@ -227,11 +235,11 @@ def _nvidia_smi() -> str:
     return done.stdout.strip()
 
 
-def _steps(bench: Bench, counts: Sequence[int], repeats: int) -> Iterator[tuple[str, int, int]]:
-    yield "bare", 1, 0
+def _steps(bench: Bench, repeats: int) -> Iterator[tuple[str, int, int, int]]:
+    yield "bare", 1, 1, 0
     for repeat in range(repeats):
-        yield from (("fleet", count, repeat) for count in counts)
-    yield "bare", 1, 1
+        yield from (("fleet", c, e, repeat) for c in bench.counts() for e in bench.each())
+    yield "bare", 1, 1, 1
 
 
 def main() -> None:
@@ -239,15 +247,15 @@ def main() -> None:
     wishes = arguments()
     with tempfile.TemporaryDirectory(prefix="gpu-fleet-") as name:
         bench = Bench(wishes, Path(name))
-        for what, count, repeat in _steps(bench, bench.counts(), wishes.repeats):
+        for what, count, each, repeat in _steps(bench, wishes.repeats):
             try:
                 if what == "bare":
                     bench.bare()
                 else:
-                    bench.fleet(count, repeat)
+                    bench.fleet(count, each, repeat)
             except (BoxwrightError, OSError, ArithmeticError, IndexError) as error:
-                bench.result["errors"][f"{what} {count} {repeat}"] = f"{error!r}"
-                print(f"{what} {count} {repeat}: {error!r}", file=sys.stderr)
+                bench.result["errors"][f"{what} {count} {each} {repeat}"] = f"{error!r}"
+                print(f"{what} {count} {each} {repeat}: {error!r}", file=sys.stderr)
                 bench.save()
 
 

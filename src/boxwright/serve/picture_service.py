@@ -60,7 +60,7 @@ class PictureService:
         """Open the file and run it once with one picture and with a full batch.
 
         Args:
-            file: An end-to-end ONNX file or plan that takes the network's tensor; task `detect`.
+            file: An ONNX file or plan of the task `detect`.
             device: As `boxwright.load` takes it.
             batch: Most pictures of one run.
             threads: That decode and fill.
@@ -80,8 +80,9 @@ class PictureService:
         self._lanes: list[Any] = []
         try:
             detector = self._detector
-            if not detector.end2end or detector.nms is None or detector.spec.task != "detect":
-                raise SourceError(str(file), "it is no end-to-end detector", "give one")
+            if detector.spec.task != "detect":
+                found = f"its task is {detector.spec.task}, and answers are boxes alone"
+                raise SourceError(str(file), found, "serve it by itself")
             self._count = detector.nms.keep_topk
             self._settings = detector.settings()
             self._lanes = open_lanes(detector, self._settings, 1, preprocess, self._runner)

@@ -1,0 +1,330 @@
+"""Track F: pictures to boxes in one process, without a server and on stand-ins."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from test_plan_lanes import cuda, driver, kernel, plan  # noqa: F401 - fixtures
+from test_repository import config_of, plan_of
+from triton_place import client_on_path
+
+import boxwright.serve.models
+from boxwright.engine_record import sidecar_path
+from boxwright.errors import BackendError, RequestError
+from boxwright.loading import load
+from boxwright.sample import generate_page, onnx_file
+from boxwright.serve.check_repository import check_repository
+from boxwright.serve.folder_parts import ServeOptions
+from boxwright.serve.folders import folders_of
+from boxwright.serve.picture_service import PictureService, Refused
+from boxwright.serve.requirements import requirements_of
+from boxwright.serve.served_files import read_file
+from boxwright.serve.steps import Limits
+from boxwright.serve.versions import add_version, rollback
+from boxwright.types import Detections
+
+client_on_path()
+needs_client = pytest.mark.skipif(
+    importlib.util.find_spec("tritonclient") is None,
+    reason='NOT TESTED, no tritonclient: pip install "boxwright[triton]"',
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """The sample as end-to-end files: thresholds and limits of a server."""
+    from boxwright.pipeline import run
+    from boxwright.recipe import recipe_from_mapping
+
+    recipe = recipe_from_mapping(
+        {
+            "source": str(onnx_file()),
+            "targets": [{"outputs": "end2end"}, {"outputs": "raw"}],
+            "nms": {"score_threshold": 0.25, "iou_threshold": 0.45, "keep_topk": 100},
+            "verify": False,
+            "measure": {"latency": False, "accuracy": False},
+        },
+        "test",
+    )
+    return run(recipe, tmp_path_factory.mktemp("runs")).folder
+
+
+@pytest.fixture(scope="module")
+def final(runs) -> Path:
+    return next(runs.glob("*.fp32.end2end.onnx"))
+
+
+@pytest.fixture(scope="module")
+def pages() -> list[bytes]:
+    """Pictures of several sizes."""
+    page = generate_page(30_011).image
+    height, width = page.shape[:2]
+    sizes = [(height, width), (height // 2, width // 2), (640, 640), (301, 700), (900, 411)]
+    return [cv2.imencode(".jpg", cv2.resize(page, s[::-1]))[1].tobytes() for s in sizes]
+
+
+@pytest.fixture(scope="module")
+def expected(final, pages) -> list[Detections]:
+    with load(final, "onnxruntime", quiet=True) as detector:
+        found = [detector(cv2.imdecode(np.frombuffer(p, np.uint8), 1)) for p in pages]
+    assert sum(map(len, found)) > 5
+    return found
+
+
+@pytest.fixture(scope="module")
+def service(final):
+    """Three pictures at most in a run."""
+    opened = PictureService(final, device="cpu", batch=3, threads=2, limits=Limits(4096))
+    yield opened
+    opened.close()
+
+
+def same(answer, row: int, wanted: Detections, px: float = 1e-3) -> bool:
+    count = int(answer["num_dets"][row, 0])
+    assert (answer["det_classes"][row, count:] == -1).all()
+    return (
+        count == len(wanted)
+        and np.allclose(answer["det_boxes"][row, :count], wanted.xyxy, atol=px)
+        and np.allclose(answer["det_scores"][row, :count], wanted.scores, atol=1e-4 + 0.02 * px)
+        and np.array_equal(answer["det_classes"][row, :count], wanted.class_ids)
+    )
+
+
+def test_each_request_gets_what_the_detector_finds(service, pages, expected):
+    answers = service.answers([[pages[0]], pages[1:3], [pages[3]], [pages[4]]])
+    assert [len(a["num_dets"]) for a in answers] == [1, 2, 1, 1]
+    assert {k: (v.dtype.name, v.shape[1:]) for k, v in answers[1].items()} == {
+        "num_dets": ("int32", (1,)),
+        "det_boxes": ("float32", (100, 4)),
+        "det_scores": ("float32", (100,)),
+        "det_classes": ("int32", (100,)),
+    }
+    rows = [(a, i) for a in answers for i in range(len(a["num_dets"]))]
+    assert all(same(a, i, e) for (a, i), e in zip(rows, expected, strict=True))
+    assert service.answers([]) == []
+
+
+def test_a_damaged_picture_fails_its_own_request_alone(service, pages, expected):
+    wide = cv2.imencode(".jpg", np.zeros((8, 4097, 3), np.uint8))[1].tobytes()
+    given = [[b"\0"], [pages[0]], [pages[1], pages[2][:900]], [b"text" * 9], [wide], [pages[3]]]
+    answers = service.answers(given)
+    assert same(answers[1], 0, expected[0]) and same(answers[5], 0, expected[3])
+    refused = [a for a in answers if isinstance(a, Refused)]
+    assert len(refused) == 4 and all(r.by_input for r in refused)
+    says = ("it is empty", "cut off", "not a picture", "up to 4096 pixels")
+    assert all(words in r.message for r, words in zip(refused, says, strict=True))
+
+
+def test_a_batch_that_fails_is_halved(service, pages, expected, monkeypatch):
+    real = type(service)._detect
+    runs = []
+
+    def failing(self, images):
+        runs.append(len(images))
+        if any(image.shape[:2] == (640, 640) for image in images):
+            raise BackendError("inference", "out of memory", "free some")
+        return real(self, images)
+
+    monkeypatch.setattr(type(service), "_detect", failing)
+    answers = service.answers([[p] for p in pages[:3]])
+    assert same(answers[0], 0, expected[0]) and same(answers[1], 0, expected[1])
+    assert answers[2] == Refused("inference: out of memory; free some", by_input=False)
+    assert runs == [3, 1, 2, 1, 1]
+
+
+def test_a_plan_letterboxes_on_the_gpu(plan, driver, pages):  # noqa: F811
+    """The kernel runs on the host; its pixels are within a grey level of OpenCV's."""
+    images = [cv2.imdecode(np.frombuffer(p, np.uint8), 1) for p in pages[:3]]
+    with load(onnx_file(), "onnxruntime", quiet=True) as detector:
+        wanted = [detector(i) for i in images]
+    opened = PictureService(plan, device="cuda", batch=2, threads=2, preprocess="gpu")
+    try:
+        driver.launches.clear()
+        answers = opened.answers([[p] for p in pages[:3]])
+    finally:
+        opened.close()
+    assert driver.launches == [2, 1]
+    assert all(same(a, 0, w, px=1.0) for a, w in zip(answers, wanted, strict=True))
+
+
+# The python model
+
+
+class RefusalError(Exception):
+    """Triton's TritonModelException."""
+
+
+class Fault:
+    """Triton's TritonError."""
+
+    INVALID_ARG, INTERNAL = "invalid", "internal"
+
+    def __init__(self, message: str, code: str) -> None:
+        self.message, self.code = message, code
+
+
+def request(*rows: bytes, asked: tuple[str, ...] = ("num_dets", "det_boxes")) -> SimpleNamespace:
+    given = np.stack([np.frombuffer(r, np.uint8) for r in rows])
+    return SimpleNamespace(given=given, requested_output_names=lambda: asked)
+
+
+@pytest.fixture
+def model(monkeypatch):
+    stub = ModuleType("triton_python_backend_utils")
+    stub.TritonModelException, stub.TritonError = RefusalError, Fault
+    stub.Tensor = lambda name, value: (name, value)
+    stub.InferenceResponse = lambda output_tensors=(), error=None: SimpleNamespace(
+        tensors=dict(output_tensors), error=error
+    )
+    stub.get_input_tensor_by_name = lambda r, name: SimpleNamespace(as_numpy=lambda: r.given)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stub)
+    path = Path(boxwright.serve.models.__file__).parent / "fused.py"
+    spec = importlib.util.spec_from_file_location("served_fused", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    threads = cv2.getNumThreads()
+    yield module.TritonPythonModel()
+    cv2.setNumThreads(threads)
+
+
+def arguments(folder: Path, kind: str = "CPU", **parameters: str) -> dict[str, str]:
+    told = {"max_side_px": "8192", **parameters}
+    config = {
+        "max_batch_size": 4,
+        "instance_group": [{"count": 2}],
+        "parameters": {k: {"string_value": v} for k, v in told.items()},
+    }
+    return {
+        "model_config": json.dumps(config),
+        "model_repository": str(folder),
+        "model_version": "1",
+        "model_instance_kind": kind,
+        "model_instance_device_id": "0",
+    }
+
+
+def test_the_python_model_answers_what_was_asked_for(model, final, pages, expected, tmp_path):
+    (tmp_path / "1").mkdir()
+    shutil.copyfile(final, tmp_path / "1" / "model.onnx")
+    model.initialize(arguments(tmp_path, decode_threads="2"))
+    try:
+        good, bad = model.execute([request(pages[0]), request(b"no picture at all")])
+    finally:
+        model.finalize()
+    assert set(good.tensors) == {"num_dets", "det_boxes"} and good.error is None
+    assert good.tensors["num_dets"].tolist() == [[len(expected[0])]]
+    assert bad.error.code == "invalid" and "not a picture" in bad.error.message
+
+
+def test_what_does_not_load_says_why(model, final, tmp_path, monkeypatch):
+    (tmp_path / "1").mkdir()
+    with pytest.raises(RefusalError, match=r"there is no model\.plan and no model\.onnx"):
+        model.initialize(arguments(tmp_path))
+    shutil.copyfile(final, tmp_path / "1" / "model.onnx")
+    with pytest.raises(RefusalError, match="does not letterbox on the GPU"):
+        model.initialize(arguments(tmp_path, preprocess="gpu"))
+    monkeypatch.setitem(sys.modules, "boxwright.serve.picture_service", None)
+    with pytest.raises(RefusalError, match="needs Boxwright in the Python of the server's models"):
+        model.initialize(arguments(tmp_path))
+
+
+# The repository
+
+
+@pytest.fixture
+def build(cli, tmp_path):
+    def call(*words, out="models"):
+        place = tmp_path / out
+        done = cli("repo", "build", *words, "--out", place, "--max-batch", 8, "--allow-missing",
+                   "--no-warm-up")  # fmt: skip
+        assert done.code == 0, done.err
+        return place, done
+
+    return call
+
+
+@needs_client
+def test_track_f_alone_is_one_folder(build, runs, final):
+    models, done = build(runs, "--tracks", "f")
+    assert [p.name for p in models.iterdir()] == ["text_block_fused"]
+    assert "missing: trt_end2end" in done.err
+    folder = models / "text_block_fused"
+    assert {p.name for p in (folder / "1").iterdir()} == {"model.py", "model.onnx"}
+    assert (folder / "1/model.onnx").read_bytes() == final.read_bytes()
+    config, cpu = config_of(folder), config_of(folder, "configs/cpu.pbtxt")
+    assert (config.backend, config.max_batch_size) == ("python", 8)
+    assert config.input[0].name == "encoded_image" and config.input[0].allow_ragged_batch
+    assert list(config.output[1].dims) == [100, 4]
+    assert config.instance_group[0].count == 2 and cpu.instance_group[0].count == 1
+    assert config.parameters["preprocess"].string_value == "host"
+    assert requirements_of(models, ("python",), on_gpu=False) == (
+        "onnxruntime", "opencv-python-headless==4.11.0.86",
+    )  # fmt: skip
+    assert not [f for f in check_repository(models) if f.level == "error"]
+
+
+@needs_client
+def test_other_tracks_keep_their_folders(build, runs):
+    models, _ = build(runs, "--tracks", "c,f")
+    names = {p.name for p in models.iterdir()}
+    assert {"text_block_end2end", "text_block_end2end_jpeg", "text_block_fused"} <= names
+
+
+@needs_client
+def test_other_tasks_have_no_track_f(final):
+    file = read_file(final)
+    posed = dataclasses.replace(file, spec=dataclasses.replace(file.spec, task="pose"))
+    for one, kinds in ((file, ["onnx_fused"]), (posed, [])):
+        folders = folders_of("a", {"onnx_end2end": one}, ("onnx_fused",), ServeOptions())
+        assert [f.kind for f in folders if f.kind == "onnx_fused"] == kinds
+
+
+@needs_client
+def test_a_plan_of_track_f(build, runs, final, tmp_path):
+    models, _ = build(final, plan_of(final, tmp_path), "--formats", "trt_fused")
+    folder = models / "text_block_trt_fused"
+    assert [p.name for p in models.iterdir()] == [folder.name]
+    assert {p.name for p in (folder / "1").iterdir()} == {
+        "model.py", "model.plan", "model.plan.json",
+    }  # fmt: skip
+    assert not (folder / "configs").exists()  # a plan needs a GPU
+    assert config_of(folder).parameters["preprocess"].string_value == "gpu"
+    packages = requirements_of(models, ("python",), on_gpu=True)
+    assert {"cuda-bindings", "tensorrt==8.6.0"} <= set(packages)
+    assert any(p.startswith("nvidia-cuda-nvrtc") for p in packages)
+    assert not [f for f in check_repository(models) if f.level == "error"]
+    sidecar_path(folder / "1/model.plan").unlink()
+    texts = [f.text for f in check_repository(models) if f.level == "error"]
+    assert any("model.plan.json" in t for t in texts), texts
+
+
+@needs_client
+def test_versions_of_track_f(build, runs, final, tmp_path, cli):
+    import onnx
+
+    models, _ = build(runs, "--tracks", "f")
+    graph = onnx.load(final)
+    graph.doc_string = "another"
+    onnx.save(graph, tmp_path / "other.onnx")
+    assert add_version(models, "text_block_fused", tmp_path / "other.onnx", serve=True) == 2
+    new = models / "text_block_fused/2"
+    assert (new / "model.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
+    assert (new / "model.py").read_bytes() == (new.parent / "1/model.py").read_bytes()
+    assert not [f for f in check_repository(models) if f.level == "error"]
+    assert rollback(models, "text_block_fused") == 1
+    raw = next(runs.glob("*.fp32.onnx"))
+    with pytest.raises(RequestError, match="the file is onnx, the model onnx_fused"):
+        add_version(models, "text_block_fused", raw)
+    assert cli("clean", "--repo", models).code == 0
+    assert not (models / "text_block_fused/1/model.onnx").exists()
+    build(runs, "--tracks", "f")
+    assert (models / "text_block_fused/1/model.onnx").read_bytes() == final.read_bytes()
