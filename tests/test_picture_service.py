@@ -264,7 +264,7 @@ def test_track_f_alone_is_one_folder(build, runs, final):
     assert (config.backend, config.max_batch_size) == ("python", 8)
     assert config.input[0].name == "encoded_image" and config.input[0].allow_ragged_batch
     assert list(config.output[1].dims) == [100, 4]
-    assert config.instance_group[0].count == 2 and cpu.instance_group[0].count == 1
+    assert config.instance_group[0].count == cpu.instance_group[0].count == 2
     assert config.parameters["preprocess"].string_value == "host"
     assert requirements_of(models, ("python",), on_gpu=False) == (
         "onnxruntime", "opencv-python-headless==4.11.0.86",

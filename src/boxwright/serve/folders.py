@@ -159,13 +159,14 @@ class _Maker(Parts):
         entry, file = FORMATS[wanted], self.files[FUSED[wanted]]
         nms = file.nms or self.options.nms
         samples = self._encoded_warm_up()
+        count = self.options.python_instances
         config = ServedModel(
             name=self.called(entry.suffix),
             backend="python",
             max_batch=self._largest(file),
             inputs=(self._encoded_input(),),
             outputs=self._detections(nms.keep_topk),
-            instances=Instances("KIND_GPU", self.options.python_instances),
+            instances=Instances("KIND_GPU", count),
             batching=self.options.batching,
             parameters={
                 **self._parameters(self._final_stamp(file, nms)),
@@ -180,9 +181,11 @@ class _Maker(Parts):
         version["model.plan" if entry.plan else "model.onnx"] = file.path
         if entry.plan:
             version["model.plan.json"] = sidecar_path(file.path)
+        # Of one process alone Triton's batcher would miss for half a second that it is free.
+        on_cpu = dataclasses.replace(config, instances=Instances(ON_CPU, count))
         return Folder(
             config=config,
-            cpu=None if entry.plan else for_cpu(config),
+            cpu=None if entry.plan else on_cpu,
             version=version,
             files=self._picture_file() if samples else {},
             kind=wanted,

@@ -54,6 +54,7 @@ class PictureService:
         device: str,
         batch: int,
         threads: int,
+        network_threads: int | None = None,
         limits: Limits | None = None,
         preprocess: Literal["host", "gpu"] = "host",
     ) -> None:
@@ -64,6 +65,7 @@ class PictureService:
             device: As `boxwright.load` takes it.
             batch: Most pictures of one run.
             threads: That decode and fill.
+            network_threads: Of the runtime on a CPU; None takes all cores.
             limits: Of pictures.
             preprocess: Where pictures are letterboxed; `gpu` is for plans.
 
@@ -73,7 +75,9 @@ class PictureService:
         # No CUDA graph: it holds for one batch size, and batches vary here.
         runtime: Literal["onnxruntime", "tensorrt"]
         runtime = "onnxruntime" if file.suffix == ".onnx" else "tensorrt"
-        self._detector = load(file, runtime, device=device, cuda_graph=False, quiet=True)
+        self._detector = load(
+            file, runtime, device=device, threads=network_threads, cuda_graph=False, quiet=True
+        )
         self._pool = ThreadPoolExecutor(threads, "boxwright-decode")
         self._runner = ThreadPoolExecutor(1, "boxwright-infer")
         self._limits, self._batch = limits or Limits(), batch

@@ -47,12 +47,15 @@ class TritonPythonModel:
         cv2.setNumThreads(1)  # the threads are ours, one for each picture
         on_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
+        share = _share_of_cores(config)
+        told = parameters.get("decode_threads")
         try:
             self._service = PictureService(
                 file,
                 device=device,
                 batch=max(1, int(config.get("max_batch_size", 0))),
-                threads=_threads(config, parameters),
+                threads=max(1, int(told)) if told else min(_MOST_THREADS, share),
+                network_threads=None if on_gpu else share,
                 limits=Limits(side),
                 preprocess="gpu" if parameters.get("preprocess") == "gpu" else "host",
             )
@@ -89,10 +92,7 @@ class TritonPythonModel:
         self._service.close()
 
 
-def _threads(config: dict[str, Any], parameters: dict[str, str]) -> int:
-    """Return the threads of this process: as told, else its share of the cores, 8 at most."""
-    told = parameters.get("decode_threads")
-    if told:
-        return max(1, int(told))
+def _share_of_cores(config: dict[str, Any]) -> int:
+    """Return the cores that fall to one process of the model."""
     count = sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
-    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // max(1, count)))
+    return max(1, len(os.sched_getaffinity(0)) // max(1, count))
