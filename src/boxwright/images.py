@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ __all__ = [
     "read_image",
 ]
 
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
@@ -43,34 +45,50 @@ def read_image(path: Path) -> Image:
     return decode_image(read_bytes(path), str(path))
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
     """Read a picture file as it is.
 
     Raises:
         ImageError: There is no such file, or it is empty or cut off.
     """
     try:
-        data = path.read_bytes()
+        data = _whole_file(path)
     except FileNotFoundError:
         raise ImageError(str(path), "there is no such file", "check the path") from None
     except IsADirectoryError:
         raise ImageError(str(path), "it is a folder", "name a picture") from None
     except OSError as error:
         raise ImageError(str(path), f"it cannot be read ({error.strerror})", "check it") from None
-    check_whole(data, str(path))
+    check_whole(data, path)
     return data
 
 
-def check_whole(data: bytes, name: str) -> None:
+def _whole_file(path: str | Path) -> bytes:
+    """Read a file with four system calls: at each a thread lets go of the interpreter."""
+    handle = os.open(path, _READ)
+    try:
+        size = os.fstat(handle).st_size
+        data = os.read(handle, size + 1)
+        if len(data) == size > 0:  # one byte more was asked for: it is the end
+            return data
+        parts = [data]  # a pipe, or a file that changes meanwhile
+        while parts[-1]:
+            parts.append(os.read(handle, 1 << 20))
+        return b"".join(parts)
+    finally:
+        os.close(handle)
+
+
+def check_whole(data: bytes, name: str | Path) -> None:
     """Refuse the bytes of a picture file that lack its end.
 
     Raises:
         ImageError: They are none, or cut off.
     """
     if not data:
-        raise ImageError(name, "it is empty", "replace the file")
+        raise ImageError(str(name), "it is empty", "replace the file")
     if _is_cut_off(data):
-        raise ImageError(name, "the picture is cut off", "replace the file")
+        raise ImageError(str(name), "the picture is cut off", "replace the file")
 
 
 def decode_image(data: bytes, name: str) -> Image:

@@ -5,6 +5,7 @@ Pure functions on arrays; OpenCV does the resampling.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "prepare",
     "rotated_from_input",
     "source_from_input",
+    "sources_from_inputs",
 ]
 
 _FIXED_BITS = 22
@@ -251,14 +253,39 @@ def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:
     Returns:
         (N, 4) float32 xyxy in pixels of the source picture.
     """
-    height, width = where.source_size
-    scale = np.array(where.scale * 2, np.float32)
-    shift = np.array((where.left, where.top) * 2, np.float32)
-    limit = np.array((width, height) * 2, np.float32)
+    return _in_source(boxes, _box_rules([where])[:, 0])
+
+
+def sources_from_inputs(
+    boxes: FloatArray, places: Sequence[Placement], counts: Sequence[int]
+) -> FloatArray:
+    """Map the boxes of several pictures as `source_from_input` does, to the same bits.
+
+    Args:
+        boxes: (N, 4) float32 xyxy in pixels of the network input, one picture's after the other's.
+        places: The pictures' placements.
+        counts: How many boxes each has.
+
+    Returns:
+        (N, 4) float32 xyxy in pixels of the source pictures.
+    """
+    return _in_source(boxes, np.repeat(_box_rules(places), counts, axis=1))
+
+
+def _box_rules(places: Sequence[Placement]) -> FloatArray:
+    """Return shift, scale and limit of xyxy boxes, (3, pictures, 4)."""
+    rules = [((w.left, w.top) * 2, w.scale * 2, w.source_size[::-1] * 2) for w in places]
+    array: FloatArray = np.array(rules, np.float32).reshape(-1, 3, 4).swapaxes(0, 1)
+    return array
+
+
+def _in_source(boxes: FloatArray, rules: FloatArray) -> FloatArray:
+    shift, scale, limit = rules
     result: FloatArray = boxes - shift
     result /= scale  # step by step: np.clip costs more than all the rest on a few boxes
     np.maximum(result, np.float32(0), out=result)
-    return np.minimum(result, limit, out=result)
+    np.minimum(result, limit, out=result)
+    return result
 
 
 def points_from_input(points: FloatArray, where: Placement) -> FloatArray:

@@ -183,9 +183,9 @@ class GpuDecoder:
         facts = image.__cuda_array_interface__
         strides = facts.get("strides")
         return DeviceArray(
-            int(facts["data"][0]),
-            tuple(int(n) for n in facts["shape"]),
-            tuple(int(n) for n in strides) if strides else None,
+            facts["data"][0],
+            tuple(facts["shape"]),
+            tuple(strides) if strides else None,
             _dtype_name(facts["typestr"]),
             self._device,
             image,
