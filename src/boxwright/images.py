@@ -54,13 +54,16 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         data = _whole_file(path)
     except FileNotFoundError:
-        raise ImageError(str(path), "there is no such file", "check the path") from None
+        fault, remedy = "there is no such file", "check the path"
     except IsADirectoryError:
-        raise ImageError(str(path), "it is a folder", "name a picture") from None
+        fault, remedy = "it is a folder", "name a picture"
     except OSError as error:
-        raise ImageError(str(path), f"it cannot be read ({error.strerror})", "check it") from None
-    check_whole(data, path)
-    return data
+        fault, remedy = f"it cannot be read ({error.strerror})", "check it"
+    else:
+        fault, remedy = _fault(data), "replace the file"
+        if not fault:
+            return data
+    raise ImageError(str(Path(path)), fault, remedy)
 
 
 def _whole_file(path: str | Path) -> bytes:
@@ -79,16 +82,15 @@ def _whole_file(path: str | Path) -> bytes:
         os.close(handle)
 
 
-def check_whole(data: bytes, name: str | Path) -> None:
+def check_whole(data: bytes, name: str) -> None:
     """Refuse the bytes of a picture file that lack its end.
 
     Raises:
         ImageError: They are none, or cut off.
     """
-    if not data:
-        raise ImageError(str(name), "it is empty", "replace the file")
-    if _is_cut_off(data):
-        raise ImageError(str(name), "the picture is cut off", "replace the file")
+    fault = _fault(data)
+    if fault:
+        raise ImageError(name, fault, "replace the file")
 
 
 def decode_image(data: bytes, name: str) -> Image:
@@ -111,16 +113,22 @@ def decode_image(data: bytes, name: str) -> Image:
     return bgr_from_array(image, name)
 
 
-def _is_cut_off(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker after the last scan, or a PNG its end chunk."""
+def _fault(data: bytes) -> str:
+    """Return what a picture file lacks, or "".
+
+    A JPEG needs its end marker after the last scan, a PNG its end chunk.
+    """
     if data.startswith(b"\xff\xd8\xff"):
         if data.endswith(b"\xff\xd9"):  # nearly always, and it saves a search that holds the GIL
-            return False
+            return ""
         # Inside scan data 0xFF is always followed by 0x00 or a restart marker, never by 0xD9.
-        return data.find(b"\xff\xd9", max(data.rfind(b"\xff\xda"), 0)) < 0
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data.rfind(b"IEND") < 0
-    return False
+        whole = data.find(b"\xff\xd9", max(data.rfind(b"\xff\xda"), 0)) >= 0
+        return "" if whole else "the picture is cut off"
+    if not data:
+        return "it is empty"
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data.rfind(b"IEND") < 0:
+        return "the picture is cut off"
+    return ""
 
 
 def expand_paths(texts: Sequence[str], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[Path]:

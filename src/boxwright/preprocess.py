@@ -274,9 +274,9 @@ def sources_from_inputs(
 
 def _box_rules(places: Sequence[Placement]) -> FloatArray:
     """Return shift, scale and limit of xyxy boxes, (3, pictures, 4)."""
-    rules = [((w.left, w.top) * 2, w.scale * 2, w.source_size[::-1] * 2) for w in places]
-    array: FloatArray = np.array(rules, np.float32).reshape(-1, 3, 4).swapaxes(0, 1)
-    return array
+    rules = [(w.left, w.top, *w.scale, w.source_size[1], w.source_size[0]) for w in places]
+    pairs = np.array(rules, np.float32).reshape(-1, 3, 2).swapaxes(0, 1)
+    return np.concatenate([pairs, pairs], axis=2)
 
 
 def _in_source(boxes: FloatArray, rules: FloatArray) -> FloatArray:
