@@ -126,9 +126,11 @@ def test_a_batch_gives_what_each_picture_gives_alone(task, dtype, extra):
             outputs[extra] = np.arange(BATCH)[:, None] % 2 == seed % 2
         expected = [alone(detector, outputs, i, w) for i, w in enumerate(PLACED)]
         found = detector.postprocess(outputs, PLACED, ABOVE)
+        first = detector.postprocess(outputs, PLACED[:1], ABOVE)
         for array in outputs.values():
             array[...] = 0  # pinned memory that the next batch writes into
         assert [bits(f) for f in found] == [bits(e) for e in expected]
+        assert [bits(f) for f in first] == [bits(expected[0])]
         total += sum(map(len, found))
         assert not all(map(len, found)), "some are empty"
     assert total > 50

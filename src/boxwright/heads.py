@@ -132,49 +132,52 @@ def rows_from_end2end(
     Raises:
         BackendError: An output is missing or too small.
     """
-    numbers = _of_pictures(outputs, "num_dets", count, 1)[:, 0]
-    scores = _of_pictures(outputs, "det_scores", count)
-    most = min(int(numbers.max(initial=0)), scores.shape[1])
-    scores = scores[:, :most].astype(np.float32)
-    kept = np.arange(most) < numbers[:, None]
-    if above is not None:
-        kept &= scores > np.float32(above)
+    numbers = _output(outputs, "num_dets", count, 1)[:count, 0].tolist()
+    scores = _output(outputs, "det_scores", count)
+    most = min(max(numbers, default=0), scores.shape[1])
+    scores = scores[:count, :most].astype(np.float32, copy=False)
+    kept = np.ones(scores.shape, bool) if above is None else scores > np.float32(above)
+    if min(numbers, default=most) < most:
+        kept &= np.arange(most) < np.array(numbers)[:, None]
+    picture, slot = kept.nonzero()
+    ends = picture.searchsorted(np.arange(1, count + 1)).tolist() if count != 1 else [len(slot)]
+    at: Any = (picture, slot)
+    if count == 1 and len(slot) == most:
+        at = (0, slice(most))  # faster: one picture is waited for
 
     def chosen(name: str) -> npt.NDArray[Any]:
-        return _of_pictures(outputs, name, count, most)[:, :most][kept]
+        return _output(outputs, name, count, most)[at]
 
-    scores, labels = scores[kept], chosen("det_classes").astype(np.int64)
-    ends = np.cumsum(np.count_nonzero(kept, axis=1)).tolist()
+    scores, labels = scores[at].astype(np.float32), chosen("det_classes").astype(np.int64)
+    owns = [slice(first, end) for first, end in zip([0, *ends], ends, strict=False)]
     if spec.task == "classify":
-        for first, end in zip([0, *ends], ends, strict=False):
-            yield _whole_inputs(scores[first:end], labels[first:end], spec)
+        for own in owns:
+            yield _whole_inputs(scores[own], labels[own], spec)
         return
-    xyxy = chosen("det_boxes").astype(np.float32, copy=False)
+    xyxy = chosen("det_boxes").astype(np.float32)
     extras, logits = np.zeros((len(scores), 0), np.float32), None
     if spec.task == "pose":
-        points = chosen("det_keypoints").astype(np.float32, copy=False)
+        points = chosen("det_keypoints").astype(np.float32)
         extras = points.reshape(len(scores), spec.layout.extras)
     elif spec.task == "obb":
-        extras = chosen("det_angles").astype(np.float32, copy=False)[:, None]
-    for index, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        extras = chosen("det_angles").astype(np.float32)[:, None]
+    for index, own in enumerate(owns):
         if spec.task == "segment":  # one by one: they are large
-            masks = _of_pictures(outputs, "det_masks", count, most)
-            logits = masks[index, :most][kept[index]].astype(np.float32, copy=False)
-        own = slice(first, end)
+            masks = _output(outputs, "det_masks", count, most)
+            logits = masks[index, slot[own]].astype(np.float32, copy=False)
         yield Rows(xyxy[own], scores[own], labels[own], extras[own], None, logits)
 
 
-def _of_pictures(outputs: Outputs, name: str, count: int, places: int = 0) -> npt.NDArray[Any]:
-    """Return an output's first pictures, each with so many places at least."""
+def _output(outputs: Outputs, name: str, count: int, places: int = 0) -> npt.NDArray[Any]:
+    """Return an output that has so many pictures and places, or more."""
     array = outputs.get(name)
     if array is None or array.ndim < 2 or len(array) < count or array.shape[1] < places:
-        found = "missing" if array is None else f"too small: {array.shape}"
         raise BackendError(
             "end-to-end outputs",
-            f"{name!r} is {found}",
+            f"{name!r} is " + ("missing" if array is None else f"too small: {array.shape}"),
             "check the file with: boxwright inspect",
         )
-    return array[:count]
+    return array
 
 
 def detections_from_rows(

@@ -253,7 +253,11 @@ def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:
     Returns:
         (N, 4) float32 xyxy in pixels of the source picture.
     """
-    return _in_source(boxes, _box_rules([where])[:, 0])
+    height, width = where.source_size
+    scale = np.array(where.scale * 2, np.float32)
+    shift = np.array((where.left, where.top) * 2, np.float32)
+    limit = np.array((width, height) * 2, np.float32)
+    return _in_source(boxes, shift, scale, limit)
 
 
 def sources_from_inputs(
@@ -269,18 +273,15 @@ def sources_from_inputs(
     Returns:
         (N, 4) float32 xyxy in pixels of the source pictures.
     """
-    return _in_source(boxes, np.repeat(_box_rules(places), counts, axis=1))
-
-
-def _box_rules(places: Sequence[Placement]) -> FloatArray:
-    """Return shift, scale and limit of xyxy boxes, (3, pictures, 4)."""
     rules = [(w.left, w.top, *w.scale, w.source_size[1], w.source_size[0]) for w in places]
     pairs = np.array(rules, np.float32).reshape(-1, 3, 2).swapaxes(0, 1)
-    return np.concatenate([pairs, pairs], axis=2)
+    each = np.repeat(np.concatenate([pairs, pairs], axis=2), counts, axis=1)
+    return _in_source(boxes, *each)
 
 
-def _in_source(boxes: FloatArray, rules: FloatArray) -> FloatArray:
-    shift, scale, limit = rules
+def _in_source(
+    boxes: FloatArray, shift: FloatArray, scale: FloatArray, limit: FloatArray
+) -> FloatArray:
     result: FloatArray = boxes - shift
     result /= scale  # step by step: np.clip costs more than all the rest on a few boxes
     np.maximum(result, np.float32(0), out=result)
