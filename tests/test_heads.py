@@ -136,6 +136,19 @@ def test_a_batch_gives_what_each_picture_gives_alone(task, dtype, extra):
     assert total > 50
 
 
+@pytest.mark.parametrize("task", LAYOUTS)
+def test_one_picture_whose_every_box_counts_is_copied(task):
+    detector, outputs = detector_of(task), random_outputs(4)
+    outputs["num_dets"][0] = PLACES
+    all_ = NmsSettings(score_threshold=0.0)
+    (expected,) = detector.postprocess({n: a.copy() for n, a in outputs.items()}, PLACED[:1], all_)
+    (found,) = detector.postprocess(outputs, PLACED[:1], all_)
+    for array in outputs.values():
+        array[...] = 0
+    assert bits(found) == bits(expected)
+    assert len(found) == PLACES or task == "segment", "empty masks are dropped"
+
+
 def test_boxes_that_the_graph_mapped_stay():
     detector = detector_of("detect", input="image")
     outputs = random_outputs(3)

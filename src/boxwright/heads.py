@@ -146,7 +146,8 @@ def rows_from_end2end(
         at = (0, slice(most))  # faster: one picture is waited for
 
     def chosen(name: str) -> npt.NDArray[Any]:
-        return _output(outputs, name, count, most)[at]
+        array: npt.NDArray[Any] = _output(outputs, name, count, most)[at]
+        return array
 
     scores, labels = scores[at].astype(np.float32), chosen("det_classes").astype(np.int64)
     owns = [slice(first, end) for first, end in zip([0, *ends], ends, strict=False)]
