@@ -183,7 +183,7 @@ class GpuDecoder:
         facts = image.__cuda_array_interface__
         strides = facts.get("strides")
         return DeviceArray(
-            facts["data"][0],
+            int(facts["data"][0]),
             tuple(facts["shape"]),
             tuple(strides) if strides else None,
             _dtype_name(facts["typestr"]),
