@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _PART = ".part"
-_json = json.JSONEncoder(check_circular=False).encode  # a third faster: a row holds no circle
+_json = json.JSONEncoder(check_circular=False).encode  # faster; a row holds no circle
 _SUFFIX = {"parquet": ".parquet", "jsonl": ".jsonl", "coco": ".jsonl"}
 
 
