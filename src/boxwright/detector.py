@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -16,7 +16,7 @@ from boxwright.errors import BackendError, ImageError, RequestError
 from boxwright.heads import (
     Rows,
     candidates_from_raw,
-    detections_from_rows,
+    detections_of_pictures,
     kept_rows,
     rows_from_end2end,
 )
@@ -331,34 +331,29 @@ class Detector:
         settings = settings or self.nms
         read = self._read_end2end if self.end2end else self._read_raw
         mapped = self._takes_pictures and self.end2end  # and clipped, inside the graph
-        results = []
-        for index, where in enumerate(places):
-            rows = read(outputs, index, settings)
-            results.append(detections_from_rows(rows, self.spec, where, mapped))
-        return results
+        return detections_of_pictures(
+            read(outputs, len(places), settings), self.spec, places, mapped
+        )
 
     def _read_raw(
-        self, outputs: dict[str, npt.NDArray[Any]], index: int, settings: NmsSettings
-    ) -> Rows:
-        rows = candidates_from_raw(outputs, index, self.spec, settings)
-        return rows.select(kept_rows(rows, self.spec, settings))
+        self, outputs: dict[str, npt.NDArray[Any]], count: int, settings: NmsSettings
+    ) -> Iterator[Rows]:
+        for index in range(count):
+            rows = candidates_from_raw(outputs, index, self.spec, settings)
+            yield rows.select(kept_rows(rows, self.spec, settings))
 
     def _read_end2end(
-        self, outputs: dict[str, npt.NDArray[Any]], index: int, settings: NmsSettings
-    ) -> Rows:
-        try:
-            rows = rows_from_end2end(outputs, index, self.spec)
-        except (KeyError, IndexError) as error:
-            raise BackendError(
-                "end-to-end outputs",
-                f"{error} is missing",
-                "check the file with: boxwright inspect",
-            ) from None
-        if _CONVERGED in outputs and not outputs[_CONVERGED][index, 0]:
-            # Unsettled means a superset of the greedy result: one more pass makes it exact.
-            self._refuse_if_cut(len(rows.scores), outputs["det_boxes"].shape[1])
-            rows = rows.select(kept_rows(rows, self.spec, settings))
-        return rows.select(rows.scores > np.float32(settings.score_threshold))
+        self, outputs: dict[str, npt.NDArray[Any]], count: int, settings: NmsSettings
+    ) -> Iterator[Rows]:
+        if _CONVERGED not in outputs:
+            yield from rows_from_end2end(outputs, count, self.spec, settings.score_threshold)
+            return
+        for index, rows in enumerate(rows_from_end2end(outputs, count, self.spec)):
+            if not outputs[_CONVERGED][index, 0]:
+                # Unsettled means a superset of the greedy result: one more pass makes it exact.
+                self._refuse_if_cut(len(rows.scores), outputs["det_boxes"].shape[1])
+                rows = rows.select(kept_rows(rows, self.spec, settings))
+            yield rows.select(rows.scores > np.float32(settings.score_threshold))
 
     @staticmethod
     def _refuse_if_cut(count: int, limit: int) -> None:

@@ -8,6 +8,7 @@ they are. Then the letterbox kernel and the network run on the lane's stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = ["FrameLane"]
 
 _STAGING = "pictures"
 _ALIGNMENT = 256
+_SIZES = 1024  # of pictures, whose placements are kept
 _GROWTH = 1.25  # pinned memory is slow to get, so that it grows by more than is asked for
 
 
@@ -52,7 +54,9 @@ class FrameLane:
             rules: The family's preprocessing.
             size: Network input (height, width) in pixels.
         """
-        self._rules, self._size = rules, size
+        self._rules = rules
+        # Pictures of one size lie alike; collections have a few sizes.
+        self._place = lru_cache(_SIZES)(lambda source: place(source, size, rules))
         self._plan, self._context, self._letterbox = plan, context, letterbox
         self._info = plan.inputs[0]
         self._buffers = DeviceBuffers(plan.cuda, context.stream)
@@ -81,10 +85,10 @@ class FrameLane:
             BackendError: There is no memory left.
         """
         places: list[Placement] = []
-        records = np.zeros(batch, PICTURE)
+        rows: list[tuple[int | float, ...]] = []
         self._offsets, end = [], _aligned(batch * PICTURE.itemsize)
         swap = self._rules.color == "rgb"
-        for index, picture in enumerate(pictures):
+        for picture in pictures:
             if is_on_device(picture):
                 array = self._on_device(picture)
                 shape, address, pitch = array.shape, array.pointer, array.strides[0]
@@ -95,13 +99,15 @@ class FrameLane:
                 turn = swap
                 self._offsets.append(end)
                 end = _aligned(end + picture.nbytes)
-            where = place((shape[0], shape[1]), self._size, self._rules)
+            where = self._place((shape[0], shape[1]))
             places.append(where)
-            records[index] = picture_record(address, pitch, where, swap=turn)
+            rows.append(picture_record(address, pitch, where, swap=turn))
         if end > self._capacity:
             self._capacity = int(end * _GROWTH)
             self._buffers.reserve(_STAGING, self._capacity)
         base = self._buffers.address(_STAGING)
+        records = np.zeros(batch, PICTURE)
+        records[: len(rows)] = np.array(rows, PICTURE)
         on_host = [i for i, offset in enumerate(self._offsets) if offset >= 0]
         records["pixels"][on_host] += np.uint64(base)
         view = self._buffers.view(_STAGING, (batch * PICTURE.itemsize,), "uint8")

@@ -6,7 +6,7 @@ what the task adds to them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from boxwright import boxes
+from boxwright.errors import BackendError
 from boxwright.masks import mask_logits, masks_in_source
 from boxwright.preprocess import (
     Placement,
     points_from_input,
     rotated_from_input,
     source_from_input,
+    sources_from_inputs,
 )
 from boxwright.rotated import enclosing_boxes, rotated_nms
 from boxwright.types import Detections, FloatArray, IntArray, ModelSpec, NmsSettings
@@ -30,6 +32,7 @@ __all__ = [
     "candidates_from_raw",
     "decoded_raw",
     "detections_from_rows",
+    "detections_of_pictures",
     "kept_rows",
     "rows_from_end2end",
 ]
@@ -115,31 +118,71 @@ def kept_rows(rows: Rows, spec: ModelSpec, settings: NmsSettings) -> npt.NDArray
     return boxes.batched_nms(rows.xyxy, rows.scores, rows.class_ids, settings)
 
 
-def rows_from_end2end(outputs: Outputs, index: int, spec: ModelSpec) -> Rows:
-    """Return one picture's rows of an end-to-end file.
+def rows_from_end2end(
+    outputs: Outputs, count: int, spec: ModelSpec, above: float | None = None
+) -> Iterator[Rows]:
+    """Yield the rows of an end-to-end file's first pictures, read for all of them at once.
+
+    Args:
+        outputs: Of one inference; the rows are copies.
+        count: Pictures.
+        spec: The model.
+        above: Only rows that score more; None takes all.
 
     Raises:
-        KeyError, IndexError: An output is missing or too small.
+        BackendError: An output is missing or too small.
     """
-    count = int(outputs["num_dets"][index, 0])
-    scores = outputs["det_scores"][index, :count].astype(np.float32)
-    labels = outputs["det_classes"][index, :count].astype(np.int64)
+    numbers = _output(outputs, "num_dets", count, 1)[:count, 0].tolist()
+    scores = _output(outputs, "det_scores", count)
+    most = min(max(numbers, default=0), scores.shape[1])
+    scores = scores[:count, :most].astype(np.float32, copy=False)
+    kept = np.ones(scores.shape, bool) if above is None else scores > np.float32(above)
+    if min(numbers, default=most) < most:
+        kept &= np.arange(most) < np.array(numbers)[:, None]
+    picture, slot = kept.nonzero()
+    ends = picture.searchsorted(np.arange(1, count + 1)).tolist() if count != 1 else [len(slot)]
+    at: Any = (picture, slot)
+    if count == 1 and len(slot) == most:
+        at = (0, slice(most))  # faster: one picture is waited for
+
+    def chosen(name: str) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = _output(outputs, name, count, most)[at]
+        return array
+
+    scores, labels = scores[at].astype(np.float32), chosen("det_classes").astype(np.int64)
+    owns = [slice(first, end) for first, end in zip([0, *ends], ends, strict=False)]
     if spec.task == "classify":
-        return _whole_inputs(scores, labels, spec)
-    xyxy = outputs["det_boxes"][index, :count].astype(np.float32)
-    extras, logits = np.zeros((count, 0), np.float32), None
+        for own in owns:
+            yield _whole_inputs(scores[own], labels[own], spec)
+        return
+    xyxy = chosen("det_boxes").astype(np.float32)
+    extras, logits = np.zeros((len(scores), 0), np.float32), None
     if spec.task == "pose":
-        points = outputs["det_keypoints"][index, :count].astype(np.float32)
-        extras = points.reshape(count, spec.layout.extras)
+        points = chosen("det_keypoints").astype(np.float32)
+        extras = points.reshape(len(scores), spec.layout.extras)
     elif spec.task == "obb":
-        extras = outputs["det_angles"][index, :count].astype(np.float32)[:, None]
-    elif spec.task == "segment":
-        logits = outputs["det_masks"][index, :count].astype(np.float32)
-    return Rows(xyxy, scores, labels, extras, logits=logits)
+        extras = chosen("det_angles").astype(np.float32)[:, None]
+    for index, own in enumerate(owns):
+        if spec.task == "segment":  # one by one: they are large
+            masks = _output(outputs, "det_masks", count, most)
+            logits = masks[index, slot[own]].astype(np.float32, copy=False)
+        yield Rows(xyxy[own], scores[own], labels[own], extras[own], None, logits)
+
+
+def _output(outputs: Outputs, name: str, count: int, places: int = 0) -> npt.NDArray[Any]:
+    """Return an output that has so many pictures and places, or more."""
+    array = outputs.get(name)
+    if array is None or array.ndim < 2 or len(array) < count or array.shape[1] < places:
+        raise BackendError(
+            "end-to-end outputs",
+            f"{name!r} is " + ("missing" if array is None else f"too small: {array.shape}"),
+            "check the file with: boxwright inspect",
+        )
+    return array
 
 
 def detections_from_rows(
-    rows: Rows, spec: ModelSpec, where: Placement, mapped: bool = False
+    rows: Rows, spec: ModelSpec, where: Placement, placed: FloatArray | None = None
 ) -> Detections:
     """Return what the rows are in the source picture.
 
@@ -147,10 +190,10 @@ def detections_from_rows(
         rows: After NMS.
         spec: The model.
         where: The picture's placement.
-        mapped: The boxes are in source pixels already (task `detect` alone).
+        placed: The boxes in source pixels where they are known already (task `detect` alone).
     """
     task = spec.task
-    xyxy = rows.xyxy if mapped else source_from_input(rows.xyxy, where)
+    xyxy = source_from_input(rows.xyxy, where) if placed is None else placed
     rotated = keypoints = crops = None
     if task == "obb":
         rotated = rotated_from_input(rows.rotated, where)
@@ -184,6 +227,32 @@ def detections_from_rows(
     # Ultralytics drops boxes whose mask is empty, and so do we.
     filled = np.array([c.pixels.any() for c in crops], bool)
     return found if filled.all() else found.select(filled)
+
+
+def detections_of_pictures(
+    rows: Iterable[Rows], spec: ModelSpec, places: Sequence[Placement], mapped: bool = False
+) -> list[Detections]:
+    """Return `detections_from_rows` of each picture; plain boxes are mapped all at once.
+
+    Args:
+        rows: One for each picture, drawn as needed.
+        spec: The model.
+        places: The pictures' placements.
+        mapped: The boxes are in source pixels already (task `detect` alone).
+    """
+    if mapped:
+        return [detections_from_rows(r, spec, w, r.xyxy) for r, w in zip(rows, places, strict=True)]
+    if spec.task != "detect" or len(places) == 1:
+        return [detections_from_rows(r, spec, w) for r, w in zip(rows, places, strict=True)]
+    known = list(rows)
+    counts = [len(r.scores) for r in known]
+    together = np.concatenate([np.zeros((0, 4), np.float32), *(r.xyxy for r in known)])
+    placed = sources_from_inputs(together, places, counts)
+    ends = np.cumsum(counts).tolist()
+    return [
+        detections_from_rows(r, spec, where, placed[end - count : end])
+        for r, where, count, end in zip(known, places, counts, ends, strict=True)
+    ]
 
 
 def decoded_raw(outputs: Outputs, spec: ModelSpec) -> tuple[FloatArray, FloatArray]:

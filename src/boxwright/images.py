@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ __all__ = [
     "read_image",
 ]
 
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
@@ -43,22 +45,41 @@ def read_image(path: Path) -> Image:
     return decode_image(read_bytes(path), str(path))
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
     """Read a picture file as it is.
 
     Raises:
         ImageError: There is no such file, or it is empty or cut off.
     """
     try:
-        data = path.read_bytes()
+        data = _whole_file(path)
     except FileNotFoundError:
-        raise ImageError(str(path), "there is no such file", "check the path") from None
+        fault, remedy = "there is no such file", "check the path"
     except IsADirectoryError:
-        raise ImageError(str(path), "it is a folder", "name a picture") from None
+        fault, remedy = "it is a folder", "name a picture"
     except OSError as error:
-        raise ImageError(str(path), f"it cannot be read ({error.strerror})", "check it") from None
-    check_whole(data, str(path))
-    return data
+        fault, remedy = f"it cannot be read ({error.strerror})", "check it"
+    else:
+        fault, remedy = _fault(data), "replace the file"
+        if not fault:
+            return data
+    raise ImageError(str(Path(path)), fault, remedy)
+
+
+def _whole_file(path: str | Path) -> bytes:
+    """Read a file with four system calls: at each a thread lets go of the interpreter."""
+    handle = os.open(path, _READ)
+    try:
+        size = os.fstat(handle).st_size
+        data = os.read(handle, size + 1)
+        if len(data) == size > 0:  # one byte more was asked for: it is the end
+            return data
+        parts = [data]  # a pipe, or a file that changes meanwhile
+        while parts[-1]:
+            parts.append(os.read(handle, 1 << 20))
+        return b"".join(parts)
+    finally:
+        os.close(handle)
 
 
 def check_whole(data: bytes, name: str) -> None:
@@ -67,10 +88,9 @@ def check_whole(data: bytes, name: str) -> None:
     Raises:
         ImageError: They are none, or cut off.
     """
-    if not data:
-        raise ImageError(name, "it is empty", "replace the file")
-    if _is_cut_off(data):
-        raise ImageError(name, "the picture is cut off", "replace the file")
+    fault = _fault(data)
+    if fault:
+        raise ImageError(name, fault, "replace the file")
 
 
 def decode_image(data: bytes, name: str) -> Image:
@@ -93,16 +113,22 @@ def decode_image(data: bytes, name: str) -> Image:
     return bgr_from_array(image, name)
 
 
-def _is_cut_off(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker after the last scan, or a PNG its end chunk."""
+def _fault(data: bytes) -> str:
+    """Return what a picture file lacks, or "".
+
+    A JPEG needs its end marker after the last scan, a PNG its end chunk.
+    """
     if data.startswith(b"\xff\xd8\xff"):
         if data.endswith(b"\xff\xd9"):  # nearly always, and it saves a search that holds the GIL
-            return False
+            return ""
         # Inside scan data 0xFF is always followed by 0x00 or a restart marker, never by 0xD9.
-        return data.find(b"\xff\xd9", max(data.rfind(b"\xff\xda"), 0)) < 0
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data.rfind(b"IEND") < 0
-    return False
+        whole = data.find(b"\xff\xd9", max(data.rfind(b"\xff\xda"), 0)) >= 0
+        return "" if whole else "the picture is cut off"
+    if not data:
+        return "it is empty"
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data.rfind(b"IEND") < 0:
+        return "the picture is cut off"
+    return ""
 
 
 def expand_paths(texts: Sequence[str], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[Path]:

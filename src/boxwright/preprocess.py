@@ -5,6 +5,7 @@ Pure functions on arrays; OpenCV does the resampling.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "prepare",
     "rotated_from_input",
     "source_from_input",
+    "sources_from_inputs",
 ]
 
 _FIXED_BITS = 22
@@ -255,10 +257,36 @@ def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:
     scale = np.array(where.scale * 2, np.float32)
     shift = np.array((where.left, where.top) * 2, np.float32)
     limit = np.array((width, height) * 2, np.float32)
+    return _in_source(boxes, shift, scale, limit)
+
+
+def sources_from_inputs(
+    boxes: FloatArray, places: Sequence[Placement], counts: Sequence[int]
+) -> FloatArray:
+    """Map the boxes of several pictures as `source_from_input` does, to the same bits.
+
+    Args:
+        boxes: (N, 4) float32 xyxy in pixels of the network input, one picture's after the other's.
+        places: The pictures' placements.
+        counts: How many boxes each has.
+
+    Returns:
+        (N, 4) float32 xyxy in pixels of the source pictures.
+    """
+    rules = [(w.left, w.top, *w.scale, w.source_size[1], w.source_size[0]) for w in places]
+    pairs = np.array(rules, np.float32).reshape(-1, 3, 2).swapaxes(0, 1)
+    each = np.repeat(np.concatenate([pairs, pairs], axis=2), counts, axis=1)
+    return _in_source(boxes, *each)
+
+
+def _in_source(
+    boxes: FloatArray, shift: FloatArray, scale: FloatArray, limit: FloatArray
+) -> FloatArray:
     result: FloatArray = boxes - shift
     result /= scale  # step by step: np.clip costs more than all the rest on a few boxes
     np.maximum(result, np.float32(0), out=result)
-    return np.minimum(result, limit, out=result)
+    np.minimum(result, limit, out=result)
+    return result
 
 
 def points_from_input(points: FloatArray, where: Placement) -> FloatArray:

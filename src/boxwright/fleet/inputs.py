@@ -54,7 +54,7 @@ class FleetPicture(Picture):
             return load_row(address)
         if "://" in address:
             return _fetched(address)
-        return read_bytes(Path(address))
+        return read_bytes(address)
 
 
 @lru_cache(maxsize=8)

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _PART = ".part"
+_json = json.JSONEncoder(check_circular=False).encode  # faster; a row holds no circle
 _SUFFIX = {"parquet": ".parquet", "jsonl": ".jsonl", "coco": ".jsonl"}
 
 
@@ -137,7 +138,7 @@ def _line(job: Job, row: Row) -> bytes:
         "artifact": job.artifact_sha256,
         "runs_on": row.runs_on,
     }
-    return (json.dumps(record) + "\n").encode()
+    return (_json(record) + "\n").encode()
 
 
 def _read_lines(path: Path) -> Iterator[Row]:

@@ -134,13 +134,15 @@ def read_entry(entry: Entry) -> Entry:
     item = entry.item
     if not isinstance(item, (str, Path, Picture)):
         return decode_entry(entry)
-    name = item.name if isinstance(item, Picture) else str(item)
     try:
-        data = item.load() if isinstance(item, Picture) else read_bytes(Path(item))
-        if isinstance(data, np.ndarray):
-            entry.image = data
-            return entry
-        check_whole(data, name)
+        if isinstance(item, Picture):
+            name, data = item.name, item.load()
+            if isinstance(data, np.ndarray):
+                entry.image = data
+                return entry
+            check_whole(data, name)
+        else:
+            name, data = str(item), read_bytes(item)
         if data.startswith(b"\xff\xd8\xff"):
             entry.image = Encoded(name, data)
         else:

@@ -208,7 +208,7 @@ class Driver:
         for entry in chunk:
             if self._stop.is_set():
                 break
-            if is_on_device(entry.item) and not self._takes_device:
+            if not self._takes_device and is_on_device(entry.item):
                 entry.error = str(
                     ImageError(f"item {entry.index}", "it lies on the GPU", "use --preprocess gpu")
                 )
@@ -332,7 +332,7 @@ class Driver:
             finally:
                 self._free.append(batch.lane)
                 self._let_go(batch)
-            found = {e.index: d for e, d in zip(batch.good, detections, strict=True)}
+            found = dict(zip([e.index for e in batch.good], detections, strict=True))
         results = [
             Seen(e.index, e.item, found.get(e.index), e.error, e.image) for e in batch.entries
         ]

@@ -184,8 +184,8 @@ class GpuDecoder:
         strides = facts.get("strides")
         return DeviceArray(
             int(facts["data"][0]),
-            tuple(int(n) for n in facts["shape"]),
-            tuple(int(n) for n in strides) if strides else None,
+            tuple(facts["shape"]),
+            tuple(strides) if strides else None,
             _dtype_name(facts["typestr"]),
             self._device,
             image,
