@@ -16,15 +16,14 @@ T = TypeVar("T")
 class Crew:
     """A fixed number of threads; what fills a batch comes before what decodes for later ones."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, name: str = "boxwright-decoder") -> None:
         self._urgent: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._later: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = Condition()
         self._closed = False
         self.size = count
         self._threads = [
-            Thread(target=self._work, name=f"boxwright-decoder-{i}", daemon=True)
-            for i in range(count)
+            Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(count)
         ]
         for thread in self._threads:
             thread.start()

@@ -34,7 +34,8 @@ from boxwright.stream.lanes import Lane
 __all__ = ["Driver"]
 
 _LARGEST_CHUNK = 8
-_BATCHES_AHEAD = 2  # of decoded pictures
+_BATCHES_AHEAD = 4  # of decoded pictures: the driver asks for more between its own steps only
+_MOST_FILLERS = 4
 _MOST_BYTES = 1 << 30  # of decoded pictures that wait
 _MOST_BAD = 1024  # unreadable items that one batch may carry along
 _POLL_S = 0.1
@@ -99,6 +100,10 @@ class Driver:
         # Threads of its own: the crew's are needed to read, and to fill what the GPU leaves.
         self._codec = ThreadPoolExecutor(gpu.depth, "boxwright-codec") if gpu else None
         self._items, self._crew, self._batch, self._gpu = iter(items), crew, batch, gpu
+        # Where filling is but a copy it waits for no decoder; on the host it is the letterbox.
+        self._fillers = crew
+        if takes_device:
+            self._fillers = Crew(min(_MOST_FILLERS, max(2, crew.size // 4)), "boxwright-filler")
         self._keep_images = keep_images
         self._all_lanes = lanes
         self._free = deque(lanes)
@@ -140,6 +145,8 @@ class Driver:
                 continue
         if self._codec is not None:
             self._codec.shutdown(cancel_futures=True)
+        if self._fillers is not self._crew:
+            self._fillers.close()
 
     # -- the thread
 
@@ -307,16 +314,16 @@ class Driver:
                 entry.image = None
 
     def _fill(self, lane: Lane, entries: Chunk) -> None:
-        """Have the crew fill the lane, and wait for it; what lies on the GPU is there already."""
+        """Have the lane filled, and wait for it; what lies on the GPU is there already."""
         here = [i for i, entry in enumerate(entries) if isinstance(entry.image, np.ndarray)]
-        share = -(-len(here) // self._crew.size)
+        share = -(-len(here) // self._fillers.size)
 
         def fill(indexes: list[int]) -> None:
             for index in indexes:
                 lane.fill(index, entries[index].image)
 
         jobs = [
-            self._crew.ask(partial(fill, here[first : first + share]), urgent=True)
+            self._fillers.ask(partial(fill, here[first : first + share]), urgent=True)
             for first in range(0, len(here), max(share, 1))
         ]
         for job in jobs:
