@@ -191,7 +191,8 @@ def sessions(monkeypatch):
     seen = []
     real = onnxruntime.InferenceSession
 
-    def opened(path, settings, providers):
+    def opened(path, settings, providers, enable_fallback):
+        assert enable_fallback == 0
         seen.append(providers)
         session = real(path, settings, providers=["CPUExecutionProvider"])
         monkeypatch.setattr(session, "get_providers", lambda: ["CUDAExecutionProvider"])
