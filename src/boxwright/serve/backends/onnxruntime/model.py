@@ -140,7 +140,9 @@ class TritonPythonModel:
         """Return the sizes that batches may be filled up to, before the file is known."""
         told = self.config.get("parameters", {}).get("batch_sizes")
         try:
-            sizes = batch_sizes(self.largest, None if told is None else told["string_value"])
+            sizes = batch_sizes(
+                self.largest, None if told is None else told.get("string_value", "")
+            )
         except ValueError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         # Engines of TensorRT serve every size of their profile; one for each would be built anew.
