@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boxwright.serve.backends.joining import Failed, Tensor, check_tensors, run_joined
+from boxwright.serve.backends.joining import (
+    Failed,
+    Padding,
+    Tensor,
+    batch_sizes,
+    check_tensors,
+    free_input,
+    run_joined,
+    size_for,
+)
 
 
 class Runner:
@@ -118,3 +127,139 @@ def test_a_configuration_is_compared_with_the_file(told, file, says):
     with pytest.raises(ValueError) as refused:
         check_tensors(told, "input", file)
     assert says in str(refused.value)
+
+
+# Batches that are filled up
+
+
+@pytest.mark.parametrize(
+    ("largest", "told", "sizes"),
+    [
+        (0, None, ()),
+        (1, None, (1,)),
+        (4, None, (1, 4)),
+        (8, None, (1, 4, 8)),
+        (64, None, (1, 4, 16, 64)),
+        (128, None, (1, 4, 16, 64, 128)),
+        (64, "", ()),
+        (64, " Any ", ()),
+        (0, "any", ()),
+        (64, "1,8,64", (1, 8, 64)),
+        (64, " 64 ", (64,)),
+    ],
+)
+def test_which_sizes_there_are(largest, told, sizes):
+    assert batch_sizes(largest, told) == sizes
+
+
+@pytest.mark.parametrize(
+    ("largest", "told", "says"),
+    [
+        (64, "1,x,64", "'1,x,64', not whole numbers with commas"),
+        (64, "1,,64", "not whole numbers"),
+        (64, "-1,64", "not whole numbers"),
+        (64, "1.5,64", "not whole numbers"),
+        (64, "\u00b2,64", "not whole numbers"),
+        (64, "0,64", "not positive and ascending"),
+        (64, "8,1,64", "not positive and ascending"),
+        (64, "8,8,64", "not positive and ascending"),
+        (64, "1,8", "the last of them must be max_batch_size, 64"),
+        (64, "1,128", "the last of them must be max_batch_size, 64"),
+        (0, "1,8", "the model does not batch"),
+    ],
+)
+def test_wrong_sizes_are_refused(largest, told, says):
+    with pytest.raises(ValueError, match=says):
+        batch_sizes(largest, told)
+
+
+def test_the_next_size():
+    assert [size_for((1, 4, 16), n) for n in (1, 2, 4, 5, 16)] == [1, 4, 4, 16, 16]
+    with pytest.raises(ValueError, match="a batch of 17 is larger than 16"):
+        size_for((1, 4, 16), 17)
+
+
+def test_other_free_sizes_are_found():
+    fixed, threshold = Tensor("x", "float32", (None, 3, 8)), Tensor("t", "float32", (1,))
+    assert free_input([fixed, threshold], {"t": 1}) == ""
+    assert free_input([fixed, Tensor("image", "uint8", (None, None, None, 3))], {}) == "image"
+    assert free_input([fixed, Tensor("t", "float32", (None,))], {"t": 1}) == "t"
+
+
+@given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=6), min_size=1, max_size=8))
+def test_filled_batches_have_few_sizes_and_zeros_behind(turns):
+    """Also after larger batches, and batches that hold what is no number."""
+    padding = Padding((1, 4, 16))
+    numbers = iter(range(100, 10_000))
+    seen = []
+
+    def run(feed):
+        x = feed["x"]
+        seen.append(len(x))
+        rows_given = int((x[:, 0] != 0).sum())
+        assert not x[rows_given:].any() and x[:rows_given].all()
+        return {"y": x * 2}
+
+    for turn in turns:
+        feeds = [rows(*(next(numbers) for _ in range(size))) for size in turn]
+        feeds[-1]["x"][-1] = np.nan
+        answers = run_joined(feeds, run, batches=True, largest=16, padding=padding)
+        for feed, answer in zip(feeds, answers, strict=True):
+            np.testing.assert_array_equal(answer["y"], feed["x"] * 2)
+    assert set(seen) <= {1, 4, 16}
+
+
+def test_rows_that_fill_a_size_are_not_copied():
+    fed = []
+    run = lambda feed: fed.append(feed["x"]) or {"y": feed["x"]}  # noqa: E731
+    padding = Padding((1, 4))
+    given = rows(1, 2, 3, 4)
+    run_joined([given], run, batches=True, largest=4, padding=padding)
+    assert fed[0] is given["x"]
+    for feeds in ([rows(5), rows(6)], [rows(7, 8, 9)]):
+        run_joined(feeds, run, batches=True, largest=4, padding=padding)
+    assert fed[1].ctypes.data == fed[2].ctypes.data  # memory stays
+    assert fed[2][:, 0].tolist() == [7, 8, 9, 0]
+
+
+@pytest.mark.parametrize("bad", [0, 3, 6])
+def test_a_filled_batch_that_fails_is_halved(bad):
+    runner = Runner()
+    feeds = [rows(i + 1, i + 20) for i in range(7)]
+    feeds[bad] = rows(1, 13)
+    answers = run_joined(feeds, runner, batches=True, largest=16, padding=Padding((1, 4, 16)))
+    assert answers[bad] == Failed("thirteen is refused")
+    for place, answer in enumerate(answers):
+        if place != bad:
+            np.testing.assert_array_equal(answer["y"], feeds[place]["x"] * 2)
+    assert set(runner.sizes) <= {4, 16} and runner.sizes[0] == 16
+
+
+def test_outputs_of_a_filled_batch_have_its_rows():
+    """As many rows as were asked for, of a batch that was larger, are not theirs."""
+    padding = Padding((4,))
+    feeds = [rows(1), rows(2)]
+    for answer in run_joined(
+        feeds, lambda feed: {"y": feed["x"][:2]}, batches=True, largest=4, padding=padding
+    ):
+        assert "not one row for each of 4" in answer.message
+    alone = run_joined([rows(1, 2, 3, 4, 5)], Runner(), batches=True, largest=4, padding=padding)
+    assert alone == [Failed("a batch of 5 is larger than 4")]
+
+
+def test_a_threshold_without_a_batch_is_not_filled_up():
+    run = lambda feed: {"y": feed["x"] + feed["t"]}  # noqa: E731
+    feeds = [{**rows(1, 2), "t": np.array([[5], [5]], np.float32)}]
+    (answer,) = run_joined(
+        feeds, run, batches=True, largest=4, shared={"t": 1}, padding=Padding((4,))
+    )
+    assert answer["y"][:, 0].tolist() == [6, 7]
+
+
+def test_rows_of_another_shape_get_memory_of_their_own():
+    padding = Padding((4,))
+    sums = lambda feed: {"y": feed["x"].sum(axis=1, keepdims=True)}  # noqa: E731
+    for shape, kind in (((3, 2), np.float32), ((2, 5), np.float32), ((1, 5), np.float16)):
+        feed = {"x": np.ones(shape, kind)}
+        (answer,) = run_joined([feed], sums, batches=True, largest=4, padding=padding)
+        assert answer["y"].tolist() == [[shape[1]]] * shape[0]

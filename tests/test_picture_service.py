@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,7 +20,7 @@ from triton_place import client_on_path
 
 import boxwright.serve.models
 from boxwright.engine_record import sidecar_path
-from boxwright.errors import BackendError, RequestError
+from boxwright.errors import BackendError, MemoryShortError, RequestError
 from boxwright.loading import load
 from boxwright.sample import generate_page, onnx_file
 from boxwright.serve.check_repository import check_repository
@@ -30,6 +31,7 @@ from boxwright.serve.requirements import requirements_of
 from boxwright.serve.served_files import read_file
 from boxwright.serve.steps import Limits
 from boxwright.serve.versions import add_version, rollback
+from boxwright.stream.lanes import open_lanes
 from boxwright.types import Detections
 
 client_on_path()
@@ -156,6 +158,118 @@ def test_a_plan_letterboxes_on_the_gpu(plan, driver, pages):  # noqa: F811
     assert all(same(a, 0, w, px=1.0) for a, w in zip(answers, wanted, strict=True))
 
 
+# An ONNX file on a GPU: a session for each of a few batch sizes
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """ONNX Runtime with a GPU of NumPy, and no onnx package; returns what each session ran."""
+    from fake_onnxruntime import FakeOnnxRuntime, Session
+
+    from boxwright.backends import onnxruntime as backend_module
+
+    module = FakeOnnxRuntime()
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setattr(backend_module, "cuda_runtime", lambda: None)
+    ran: dict[int, list[int]] = {}
+    real, most = Session.run_with_iobinding, SimpleNamespace(rows=99)
+
+    def run(self, binding, options):
+        count = len(binding.inputs["images"].array)
+        if count > most.rows:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 9")
+        ran.setdefault(id(self), []).append(count)
+        return real(self, binding, options)
+
+    monkeypatch.setattr(Session, "run_with_iobinding", run)
+    return SimpleNamespace(ran=ran, most=most, module=module)
+
+
+@pytest.fixture
+def served(final):
+    """Return a function that opens the file on a GPU; what it opened is closed at the end."""
+    opened = []
+
+    def call(**how) -> PictureService:
+        opened.append(PictureService(final, device="cuda:0", threads=2, **how))
+        return opened[-1]
+
+    yield call
+    for one in opened:
+        one.close()
+
+
+def test_no_session_on_a_gpu_sees_two_sizes(served, gpu, pages, expected):
+    service = served(batch=4, sizes="1,2,4")
+    assert list(gpu.ran.values()) == [[1], [2], [4]]  # each was run once, and bound
+    assert service.description.endswith("batches of 1, 2, 4")
+    plain = served(batch=4, sizes="any")
+    random = np.random.default_rng(5)
+    for _ in range(6):
+        chosen = random.integers(0, len(pages), random.integers(1, 6))
+        files = [[pages[i]] for i in chosen]
+        answers = service.answers(files)
+        assert all(same(a, 0, expected[i]) for a, i in zip(answers, chosen, strict=True))
+        for a, b in zip(answers, plain.answers(files), strict=True):
+            for name, value in a.items():
+                np.testing.assert_array_equal(value, b[name])  # bit for bit, on a CPU
+    sizes = [set(counts) for counts in gpu.ran.values()]
+    assert sizes[:3] == [{1}, {2}, {4}] and len(sizes) == 4
+
+
+def test_a_filled_batch_that_fails_on_a_gpu_is_halved(served, gpu, pages, expected):
+    service = served(batch=4)
+    gpu.most.rows = 1
+    answers = service.answers([[p] for p in pages[:3]])
+    assert all(same(a, 0, e) for a, e in zip(answers, expected[:3], strict=True))
+    # Three fail in the session of 4, one runs, two fail there, and run one by one.
+    assert list(gpu.ran.values()) == [[1, 1, 1, 1], [4]]
+
+
+@pytest.mark.parametrize("how", [{"sizes": ""}, {"sizes": "any"}])
+def test_sizes_can_be_switched_off(served, gpu, pages, how):
+    served(batch=4, **how).answers([[p] for p in pages[:3]])
+    assert len(gpu.ran) == 1 and set(*gpu.ran.values()) == {1, 3, 4}
+
+
+def test_memory_that_is_short_refuses_the_model(served, gpu):
+    gpu.most.rows = 4
+    says = r"a session of batches of 16: the GPU's memory .*; give fewer or smaller batch_sizes"
+    with pytest.raises(MemoryShortError, match=says):
+        served(batch=16)
+
+
+def test_sizes_that_do_not_go_with_the_file_are_refused(served, gpu, plan, final):  # noqa: F811
+    with pytest.raises(RequestError, match="'1,2', and the last of them must be max_batch_size, 4"):
+        served(batch=4, sizes="1,2")
+    assert not gpu.ran
+    with pytest.raises(RequestError, match="a plan takes every size as it is; drop it"):
+        PictureService(plan, device="cuda", batch=2, threads=1, sizes="1,2")
+
+
+def test_lanes_fill_batches_up(final, pages, expected):
+    """With zeros behind, also after fuller batches."""
+    images = [cv2.imdecode(np.frombuffer(p, np.uint8), 1) for p in pages]
+    fed = []
+    with (
+        load(final, "onnxruntime", quiet=True) as detector,
+        ThreadPoolExecutor(1) as runner,
+    ):
+        infer = detector.infer
+        detector.infer = lambda batch, settings: fed.append(batch.copy()) or infer(batch, settings)
+        (lane,) = open_lanes(detector, detector.settings(), 1, "host", runner, fill_to=3)
+        for first, last in ((0, 3), (3, 4), (3, 5), (4, 5)):
+            lane.reserve(images[first:last])
+            for index, image in enumerate(images[first:last]):
+                lane.fill(index, image)
+            lane.start()
+            assert [len(d) for d in lane.finish()] == [len(e) for e in expected[first:last]]
+            assert len(fed[-1]) == 3 and not fed[-1][last - first :].any()
+            assert all(row.any() for row in fed[-1][: last - first])
+        lane.close()
+
+
 # The python model
 
 
@@ -232,6 +346,8 @@ def test_what_does_not_load_says_why(model, final, tmp_path, monkeypatch):
     shutil.copyfile(final, tmp_path / "1" / "model.onnx")
     with pytest.raises(RefusalError, match="does not letterbox on the GPU"):
         model.initialize(arguments(tmp_path, preprocess="gpu"))
+    with pytest.raises(RefusalError, match="batch_sizes is '1,x', not whole numbers"):
+        model.initialize(arguments(tmp_path, batch_sizes="1,x"))
     monkeypatch.setitem(sys.modules, "boxwright.serve.picture_service", None)
     with pytest.raises(RefusalError, match="needs Boxwright in the Python of the server's models"):
         model.initialize(arguments(tmp_path))

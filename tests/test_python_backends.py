@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 from fake_tensorrt import FakeCuda, fake_tensorrt
+from onnx import helper, numpy_helper
 
 import boxwright.serve.backends
 from boxwright import sample
@@ -183,18 +184,45 @@ def test_memory_of_batches_stays_and_grows():
     assert buffers.view("x", (0, 3), "uint8").shape == (0, 3)
 
 
+class Opened(list):
+    """The providers of the sessions that were opened; `shapes` of what each of them ran.
+
+    `most` is how many there is memory for, `most_rows` how large a batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[list[dict[str, tuple[int, ...]]]] = []
+        self.most, self.most_rows = 99, 999
+
+
 @pytest.fixture
 def sessions(monkeypatch):
-    """Keep the providers that sessions are opened with; they run on the CPU."""
+    """Keep how sessions are opened and what they run; they run on the CPU."""
     import onnxruntime
 
-    seen = []
+    seen = Opened()
     real = onnxruntime.InferenceSession
 
-    def opened(path, settings, providers):
+    def opened(path, settings, providers, enable_fallback):
+        assert enable_fallback == 0
+        if len(seen) == seen.most:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
         seen.append(providers)
         session = real(path, settings, providers=["CPUExecutionProvider"])
-        monkeypatch.setattr(session, "get_providers", lambda: ["CUDAExecutionProvider"])
+        shapes: list[dict[str, tuple[int, ...]]] = []
+        seen.shapes.append(shapes)
+        compute = session.run
+
+        def run(names, feed):
+            if any(len(value) > seen.most_rows for value in feed.values()):
+                raise RuntimeError("Failed to allocate memory for requested buffer of size 9")
+            shapes.append({name: value.shape for name, value in feed.items()})
+            return compute(names, feed)
+
+        monkeypatch.setattr(session, "run", run)
+        if isinstance(providers[0], tuple):
+            monkeypatch.setattr(session, "get_providers", lambda: ["CUDAExecutionProvider"])
         return session
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
@@ -289,3 +317,187 @@ def test_a_damaged_graph_is_refused(model_class, tmp_path):
     (tmp_path / "1" / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(RefusalError, match="ONNX Runtime refuses"):
         model_class("onnxruntime").initialize(arguments(tmp_path, config(4)))
+
+
+# Sizes of batches on a GPU
+
+
+def convolutions(folder: Path, side: int | str = 12, threshold: bool = False) -> Path:
+    """Write a network of three convolutions to FOLDER/1: `in` (N, 3, S, S) to `out` (N, 4)."""
+    random = np.random.default_rng(7)
+    weights = [("a", (8, 3, 3, 3)), ("b", (8, 8, 3, 3)), ("c", (4, 8, 3, 3))]
+    nodes = [
+        helper.make_node("Conv", ["in", "a"], ["x"]),
+        helper.make_node("Relu", ["x"], ["x1"]),
+        helper.make_node("Conv", ["x1", "b"], ["x2"]),
+        helper.make_node("Conv", ["x2", "c"], ["x3"]),
+        helper.make_node("ReduceMean", ["x3"], ["y"], axes=[2, 3], keepdims=0),
+        helper.make_node("Add" if threshold else "Identity", ["y", "t"][: 1 + threshold], ["out"]),
+    ]
+    inputs = [helper.make_tensor_value_info("in", 1, ["batch", 3, side, side])]
+    if threshold:
+        inputs.append(helper.make_tensor_value_info("t", 1, [1]))
+    graph = helper.make_graph(
+        nodes, "g", inputs, [helper.make_tensor_value_info("out", 1, ["batch", 4])],
+        [numpy_helper.from_array(random.normal(size=s).astype(np.float32), n) for n, s in weights],
+    )  # fmt: skip
+    file = folder / "1/model.onnx"
+    file.parent.mkdir()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    file.write_bytes(model.SerializeToString())
+    return file
+
+
+def convolution_config(batch: int, sizes: str | None = None, threshold: bool = False) -> dict:
+    told = {} if sizes is None else {"batch_sizes": {"string_value": sizes}}
+    inputs = [{"name": "in", "data_type": "TYPE_FP32", "dims": ["3", "12", "12"]}]
+    if threshold:
+        inputs.append({"name": "t", "data_type": "TYPE_FP32", "dims": ["1"]})
+    output = {"name": "out", "data_type": "TYPE_FP32", "dims": ["4"]}
+    return {"max_batch_size": batch, "input": inputs, "output": [output], "parameters": told}
+
+
+def pictures(random: np.random.Generator, count: int) -> np.ndarray:
+    return random.normal(size=(count, 3, 12, 12)).astype(np.float32)
+
+
+def batches_of(shapes: list[dict[str, tuple[int, ...]]]) -> list[int]:
+    return [shape["in"][0] for shape in shapes]
+
+
+@pytest.mark.parametrize("told", [None, "2,7,16"])
+def test_no_session_sees_two_shapes(model_class, tmp_path, sessions, told):
+    """200 turns of random sizes; the answers are those of batches as they are, bit for bit."""
+    file = convolutions(tmp_path)
+    model = model_class("onnxruntime")
+    model.initialize(arguments(tmp_path, convolution_config(16, told), "GPU"))
+    sizes = [1, 4, 16] if told is None else [2, 7, 16]
+    assert [batches_of(s) for s in sessions.shapes] == [[n] for n in sizes]  # each was run once
+    import onnxruntime
+
+    plain = onnxruntime.InferenceSession(
+        str(file), None, providers=["CPUExecutionProvider"], enable_fallback=0
+    )
+    random = np.random.default_rng(3)
+    for _ in range(200):
+        given = [pictures(random, n) for n in random.integers(1, 6, random.integers(1, 9))]
+        for found, value in zip(answered(model, given), given, strict=True):
+            np.testing.assert_array_equal(found, plain.run(None, {"in": value})[0])
+    assert [set(batches_of(s)) for s in sessions.shapes[:3]] == [{n} for n in sizes]
+    assert all(len(s) > 20 for s in sessions.shapes[1:3])
+
+
+def test_the_sample_answers_as_without_sizes(model_class, tmp_path, sessions):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model.onnx").write_bytes(sample.onnx_file().read_bytes())
+    given = [np.random.default_rng(i).random((1, 3, 640, 640), np.float32) for i in range(3)]
+    found = []
+    for told in ("any", "1,4"):
+        config = graph_config(4, "")
+        config["parameters"]["batch_sizes"] = {"string_value": told}
+        model = model_class("onnxruntime")
+        model.initialize(arguments(tmp_path, config, "GPU"))
+        answers = model.execute([Request(images=g) for g in given])
+        found.append([a.tensors["output"] for a in answers])
+    np.testing.assert_array_equal(*found)
+    assert [[s["images"][0] for s in shapes] for shapes in sessions.shapes] == [[3], [1], [4, 4]]
+
+
+def test_a_threshold_has_no_size(model_class, tmp_path, sessions):
+    convolutions(tmp_path, threshold=True)
+    model = model_class("onnxruntime")
+    model.initialize(arguments(tmp_path, convolution_config(4, threshold=True), "GPU"))
+    values = [pictures(np.random.default_rng(i), 1) for i in range(3)]
+    one = np.ones((1, 1), np.float32)
+    with_it = model.execute([Request(**{"in": v, "t": one}) for v in values])
+    without = model.execute([Request(**{"in": v, "t": one * 0}) for v in values])
+    for a, b in zip(with_it, without, strict=True):
+        np.testing.assert_allclose(a.tensors["out"], b.tensors["out"] + 1, rtol=1e-6)
+    assert sessions.shapes[1] == [{"in": (4, 3, 12, 12), "t": (1,)}] * 3
+
+
+def test_a_filled_batch_that_does_not_run_is_halved(model_class, tmp_path, sessions):
+    convolutions(tmp_path)
+    model = model_class("onnxruntime")
+    model.initialize(arguments(tmp_path, convolution_config(16), "GPU"))
+    sessions.most_rows = 4  # from now on memory is short
+    given = [pictures(np.random.default_rng(i), 1) for i in range(6)]
+    good = answered(model, given)
+    assert [batches_of(s) for s in sessions.shapes] == [[1], [4, 4, 4], [16]]
+    sessions.most_rows = 999
+    np.testing.assert_array_equal(good, answered(model, given))
+    answers = model.execute(
+        [Request(**{"in": v}) for v in (given[0], np.zeros((1, 3, 12, 11), np.float32), given[1])]
+    )
+    assert [a.error is None for a in answers] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "side", "batch"),
+    [
+        ("CPU", None, 12, 16),
+        ("CPU", "1,16", 12, 16),
+        ("GPU", "", 12, 16),
+        ("GPU", "any", 12, 16),
+        ("GPU", None, "side", 16),
+        ("GPU", None, 12, 0),
+    ],
+    ids=["CPU", "CPU, told", "off", "any", "other free sizes", "no batches"],
+)
+def test_one_session_as_before(model_class, tmp_path, sessions, kind, told, side, batch):
+    convolutions(tmp_path, side=side)
+    config = convolution_config(batch, told)
+    if not batch:
+        config["input"][0]["dims"] = ["-1", "3", "12", "12"]
+        config["output"][0]["dims"] = ["-1", "4"]
+    model = model_class("onnxruntime")
+    model.initialize(arguments(tmp_path, config, kind))
+    assert sessions.shapes == [[]]  # and nothing runs before the first request
+    answered(model, [pictures(np.random.default_rng(0), 3)])
+    assert [batches_of(s) for s in sessions.shapes] == [[3]]
+
+
+def test_engines_of_tensorrt_serve_every_size(model_class, tmp_path, sessions):
+    """A session each would build an engine each; who says the sizes gets them."""
+    convolutions(tmp_path)
+    entry = {"name": "tensorrt", "parameters": {}}
+    told = {"execution_accelerators": {"gpu_execution_accelerator": [entry]}}
+    for sizes, count in ((None, 1), ("1,16", 3)):
+        config = {**convolution_config(16, sizes), "optimization": told}
+        model_class("onnxruntime").initialize(arguments(tmp_path, config, "GPU"))
+        assert len(sessions) == count
+    assert all(s[0][0] == "TensorrtExecutionProvider" for s in sessions)
+
+
+@pytest.mark.parametrize("kind", ["CPU", "GPU"])
+def test_wrong_sizes_are_refused_before_anything_is_opened(model_class, tmp_path, sessions, kind):
+    convolutions(tmp_path)
+    with pytest.raises(RefusalError, match="'1,8', and the last of them must be max_batch_size"):
+        model_class("onnxruntime").initialize(
+            arguments(tmp_path, convolution_config(16, "1,8"), kind)
+        )
+    assert not sessions
+
+
+def test_sizes_of_a_file_with_other_free_sizes_are_refused(model_class, tmp_path, sessions):
+    convolutions(tmp_path, side="side")
+    with pytest.raises(RefusalError, match="the input in has other free sizes; leave it out"):
+        model_class("onnxruntime").initialize(
+            arguments(tmp_path, convolution_config(16, "1,16"), "GPU")
+        )
+
+
+@pytest.mark.parametrize(
+    ("most", "most_rows", "says"),
+    [(2, 99, "a session of batches of 16"), (9, 4, "a batch of 16"), (0, 99, "batches of 1;")],
+    ids=["opening", "first run", "the first"],
+)
+def test_memory_that_is_short_refuses_the_model(
+    model_class, tmp_path, sessions, most, most_rows, says
+):
+    convolutions(tmp_path)
+    sessions.most, sessions.most_rows = most, most_rows
+    with pytest.raises(RefusalError, match="give fewer or smaller batch_sizes") as refused:
+        model_class("onnxruntime").initialize(arguments(tmp_path, convolution_config(16), "GPU"))
+    assert "the GPU's memory does not suffice for" in str(refused.value)
+    assert says in str(refused.value)

@@ -13,6 +13,7 @@ One tree, so that a caller can catch all of it or one branch::
     ├── StoreError                 the run directory is locked, occupied or not writable
     ├── GraphError                 a graph cannot be rewritten as asked
     ├── BackendError               a runtime cannot load or run a file
+    │   └── MemoryShortError       the GPU's memory does not suffice
     └── CheckFailedError           exit code 1: a parity, accuracy or speed check failed
 
 Every message is one line made of what was asked, what was found and what to do.
@@ -105,6 +106,10 @@ class GraphError(BoxwrightError):
 
 class BackendError(BoxwrightError):
     """A runtime cannot load or run a file."""
+
+
+class MemoryShortError(BackendError):
+    """The GPU's memory does not suffice."""
 
 
 class CheckFailedError(BoxwrightError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from boxwright.devices import DeviceChoice
 from boxwright.errors import BackendError, RequestError, nearest_name
+from boxwright.onnx_fields import read_graph
 
 __all__ = [
     "CUDA",
@@ -75,7 +76,7 @@ class GraphFacts:
     """What the providers' options depend on.
 
     Attributes:
-        operators: Names of all operators.
+        operators: Names of all operators, without those of subgraphs.
         inputs: By name, sizes; a text or None where free. Initialisers are left out.
     """
 
@@ -104,29 +105,12 @@ def facts_of_graph(model: Path | bytes, what: str) -> GraphFacts:
     Raises:
         BackendError: It is no ONNX model.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
     try:
-        if isinstance(model, bytes):
-            graph = onnx.load_model_from_string(model).graph
-        else:
-            graph = onnx.load(str(model), load_external_data=False).graph
-    except (DecodeError, OSError) as error:
+        operators, inputs = read_graph(model)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise BackendError(what, f"it is no ONNX model ({reason})", "check the file") from None
-    constants = {i.name for i in graph.initializer}
-    return GraphFacts(
-        frozenset(node.op_type for node in graph.node),
-        {
-            value.name: tuple(
-                d.dim_value if d.HasField("dim_value") else (d.dim_param or None)
-                for d in value.type.tensor_type.shape.dim
-            )
-            for value in graph.input
-            if value.name not in constants
-        },
-    )
+    return GraphFacts(operators, inputs)
 
 
 def capture_obstacle(facts: GraphFacts, choice: DeviceChoice) -> str:

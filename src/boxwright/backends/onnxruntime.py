@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from boxwright.backends import BackendKind, BackendOptions, Feed, StepTimes
 from boxwright.devices import device_from_text
-from boxwright.errors import BackendError, BoxwrightError
+from boxwright.errors import BackendError, BoxwrightError, MemoryShortError
 from boxwright.nvidia import cuda_runtime
 from boxwright.ort_binding import Bound, CaptureError, GpuRunner, Stream, preload_libraries
 from boxwright.ort_providers import (
@@ -42,6 +42,9 @@ _DTYPES = {
     "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
+# How ONNX Runtime, CUDA, cuBLAS and cuDNN say that memory is full.
+_MEMORY = ("out of memory", "failed to allocate memory", "smaller than requested bytes",
+           "cuda failure 2:", "status_alloc_failed")  # fmt: skip
 # How ONNX Runtime says that some node is not on the GPU, since 1.17 and before.
 _NO_CAPTURE = ("graph capture feature", "cuda graph feature")
 
@@ -326,11 +329,11 @@ def _failures(ort: Any) -> tuple[type[Exception], ...]:
 
 def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return any(w in text for w in ("out of memory", "failed to allocate memory", "cuda failure 2:"))
+    return any(words in text for words in _MEMORY)
 
 
-def _out_of_memory(what: str) -> BackendError:
-    return BackendError(
+def _out_of_memory(what: str) -> MemoryShortError:
+    return MemoryShortError(
         what,
         "the GPU's memory does not suffice",
         "use a smaller --batch, or free some (nvidia-smi says who has it)",

@@ -40,8 +40,8 @@ from boxwright.stamps import Stamp, metadata_from_stamp
 
 __all__ = ["folders_of"]
 
-# cuDNN's heuristic: ONNX Runtime's default tries every algorithm anew for each batch size and each
-# size of a picture, which stops the model for as long. README of Triton's onnxruntime_backend.
+# cuDNN's quick heuristic: before 1.20 ONNX Runtime's default tries every algorithm for each new
+# batch size and each size of a picture. README of Triton's onnxruntime_backend.
 _CONVOLUTIONS = {"cudnn_conv_algo_search": "1"}
 
 

@@ -2,7 +2,8 @@
 
 What track F serves. Threads decode the pictures of a turn and fill the batch beside each other;
 a plan's pictures cross to the GPU as uint8 and are letterboxed there. A damaged picture is an
-error of its own request, and a batch that fails is run again in halves.
+error of its own request, and a batch that fails is run again in halves. An ONNX file on a GPU is
+opened once for each of a few batch sizes, since ONNX Runtime's convolutions pay for every change.
 """
 
 from __future__ import annotations
@@ -16,10 +17,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from boxwright.errors import BackendError, ImageError, SourceError
+from boxwright.detector import Detector
+from boxwright.errors import (
+    BackendError,
+    ImageError,
+    MemoryShortError,
+    RequestError,
+    SourceError,
+)
 from boxwright.loading import load
+from boxwright.serve.backends.joining import batch_sizes, size_for
 from boxwright.serve.steps import Limits, decode_picture, padded
-from boxwright.stream.lanes import open_lanes
+from boxwright.stream.lanes import Lane, open_lanes
 from boxwright.types import Detections, Image
 
 __all__ = ["PictureService", "Refused"]
@@ -57,8 +66,9 @@ class PictureService:
         network_threads: int | None = None,
         limits: Limits | None = None,
         preprocess: Literal["host", "gpu"] = "host",
+        sizes: str | None = None,
     ) -> None:
-        """Open the file and run it once with one picture and with a full batch.
+        """Open the file and run it once with one picture and with a full batch, or in each size.
 
         Args:
             file: An ONNX file or plan of the task `detect`.
@@ -68,38 +78,97 @@ class PictureService:
             network_threads: Of the runtime on a CPU; None takes all cores.
             limits: Of pictures.
             preprocess: Where pictures are letterboxed; `gpu` is for plans.
+            sizes: That batches of an ONNX file on a GPU are filled up to, each in a session of its
+                own: as `batch_sizes` reads them. Files of a fixed batch, those that take pictures
+                and CPUs have one session.
 
         Raises:
             BoxwrightError: The file is no such file, or does not run so.
         """
-        # No CUDA graph: it holds for one batch size, and batches vary here.
-        runtime: Literal["onnxruntime", "tensorrt"]
-        runtime = "onnxruntime" if file.suffix == ".onnx" else "tensorrt"
-        self._detector = load(
-            file, runtime, device=device, threads=network_threads, cuda_graph=False, quiet=True
-        )
+        self._lanes: dict[int | None, Lane] = {}
+        self._detectors: list[Detector] = []
+        self._file, self._device, self._network_threads = file, device, network_threads
+        self._preprocess, self._batch, self._limits = preprocess, batch, limits or Limits()
+        asked = self._sizes_asked_for(sizes)
         self._pool = ThreadPoolExecutor(threads, "boxwright-decode")
         self._runner = ThreadPoolExecutor(1, "boxwright-infer")
-        self._limits, self._batch = limits or Limits(), batch
-        self._lanes: list[Any] = []
         try:
-            detector = self._detector
-            if detector.spec.task != "detect":
-                found = f"its task is {detector.spec.task}, and answers are boxes alone"
+            first = self._opened()
+            if first.spec.task != "detect":
+                found = f"its task is {first.spec.task}, and answers are boxes alone"
                 raise SourceError(str(file), found, "serve it by itself")
-            self._count = detector.nms.keep_topk
-            self._settings = detector.settings()
-            self._lanes = open_lanes(detector, self._settings, 1, preprocess, self._runner)
-            self._lane = self._lanes[0]
-            black = np.zeros((*detector.spec.input_size, 3), np.uint8)
-            for count in dict.fromkeys((1, batch)):
-                self._detect([black] * count)
+            self._count = first.nms.keep_topk
+            self._settings = first.settings()
+            self._sizes = self._sizes_for(first, asked, told=sizes is not None)
+            black = np.zeros((*first.spec.input_size, 3), np.uint8)
+            self._open_lanes(first, black)
         except BaseException:
             self.close()
             raise
         self.description = (
-            f"{self._detector.description}, {threads} threads decode, preprocess {preprocess}"
+            f"{first.description}, {threads} threads decode, preprocess {preprocess}"
+            + (f", batches of {', '.join(map(str, self._sizes))}" if self._sizes else "")
         )
+
+    def _sizes_asked_for(self, told: str | None) -> tuple[int, ...]:
+        """Return the sizes that batches may be filled up to, before the file is known."""
+        try:
+            sizes = batch_sizes(self._batch, told)
+        except ValueError as error:
+            raise RequestError(str(self._file), str(error), "") from None
+        plan = self._file.suffix != ".onnx"
+        if plan and told is not None and sizes:
+            raise RequestError(f"batch_sizes {told}", "a plan takes every size as it is", "drop it")
+        return () if plan or not self._device.startswith("cuda") else sizes
+
+    def _sizes_for(
+        self, detector: Detector, sizes: tuple[int, ...], *, told: bool
+    ) -> tuple[int, ...]:
+        """Return the sizes for this file: none where it fixes the batch, or takes pictures."""
+        only = ""
+        if not detector.batch_is_free:
+            only = f"this file takes {detector.fixed_batch} pictures at once and no other number"
+        elif detector.target.input == "image":
+            only = "this file takes pictures of any size, and runs those of one size together"
+        if only and sizes and told:
+            text = ",".join(map(str, sizes))
+            raise RequestError(f"batch_sizes {text}", only, "drop it")
+        return () if only else sizes
+
+    def _opened(self) -> Detector:
+        # No CUDA graph: it holds for one batch size, and batches vary here.
+        runtime: Literal["onnxruntime", "tensorrt"]
+        runtime = "onnxruntime" if self._file.suffix == ".onnx" else "tensorrt"
+        detector = load(
+            self._file, runtime, device=self._device, threads=self._network_threads,
+            cuda_graph=False, quiet=True,
+        )  # fmt: skip
+        self._detectors.append(detector)
+        return detector
+
+    def _open_lanes(self, first: Detector, black: Image) -> None:
+        """Open a lane, or one for each size with a detector of its own, and run each once.
+
+        Raises:
+            BoxwrightError: It does not run, or the GPU's memory does not suffice for all sizes.
+        """
+        for size in self._sizes or (None,):
+            try:
+                detector = self._opened() if self._lanes else first
+                (self._lanes[size],) = open_lanes(
+                    detector, self._settings, 1, self._preprocess, self._runner, fill_to=size
+                )
+                for count in dict.fromkeys((1, self._batch)) if size is None else (size,):
+                    self._detect([black] * count)
+            except MemoryShortError as error:
+                if size is None:
+                    raise
+                raise MemoryShortError(
+                    f"a session of batches of {size}",
+                    error.found,
+                    "give fewer or smaller batch_sizes (a parameter), fewer instances or a "
+                    "smaller max_batch_size",
+                ) from None
 
     def answers(self, requests: Sequence[Sequence[bytes]]) -> list[Arrays | Refused]:
         """Answer the requests of one turn.
@@ -158,18 +227,19 @@ class PictureService:
         return self._detected(images[:middle]) + self._detected(images[middle:])
 
     def _detect(self, images: Sequence[Image]) -> list[Detections]:
-        lane = self._lane
+        lane = self._lanes[size_for(self._sizes, len(images)) if self._sizes else None]
         lane.reserve(images)
         self._together(lambda index: lane.fill(index, images[index]), range(len(images)))
         lane.start()
-        found: list[Detections] = lane.finish(patient=False)
-        return found
+        return lane.finish(patient=False)
 
     def close(self) -> None:
         """End the threads and free the file; a second call does nothing."""
         self._pool.shutdown()
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             lane.close()
-        self._lanes = []
+        self._lanes = {}
         self._runner.shutdown()
-        self._detector.close()
+        for detector in self._detectors:
+            detector.close()
+        self._detectors = []

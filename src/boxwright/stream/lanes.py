@@ -52,9 +52,15 @@ class _HostLane:
     """Any backend: decoders letterbox into a host batch, a thread of its own infers."""
 
     def __init__(
-        self, detector: Detector, settings: NmsSettings, runner: ThreadPoolExecutor
+        self,
+        detector: Detector,
+        settings: NmsSettings,
+        runner: ThreadPoolExecutor,
+        fill_to: int | None,
     ) -> None:
         self._detector, self._settings, self._runner = detector, settings, runner
+        self._size = fill_to or detector.fixed_batch  # None: as many as there are
+        self._used = 0  # rows of the buffer before this one may hold pictures; the others are zero
         self._buffer: FloatArray = np.empty((0, 3, *detector.spec.input_size), np.float32)
         self._count = 0
         self._places: list[Placement] = []
@@ -62,10 +68,12 @@ class _HostLane:
 
     def reserve(self, images: Sequence[Any]) -> None:
         spec = self._detector.spec
-        count = self._detector.fixed_batch or len(images)
+        count = self._size or len(images)
         if len(self._buffer) < count:
             self._buffer = np.zeros((count, 3, *spec.input_size), np.float32)
-        self._buffer[len(images) : count] = 0
+            self._used = 0
+        self._buffer[len(images) : min(count, self._used)] = 0
+        self._used = len(images) if self._used <= count else self._used
         self._count = count
         self._places = [
             place((im.shape[0], im.shape[1]), spec.input_size, spec.preprocess) for im in images
@@ -213,6 +221,7 @@ def open_lanes(
     runner: ThreadPoolExecutor,
     *,
     device_is_rgb: bool = False,
+    fill_to: int | None = None,
 ) -> list[Lane]:
     """Return the lanes of a detector.
 
@@ -223,12 +232,19 @@ def open_lanes(
         preprocess: `host` or `gpu`.
         runner: One thread that infers, for backends that do not queue.
         device_is_rgb: Pictures on the GPU are RGB, as a decoder there makes them.
+        fill_to: Pictures of every batch: zeros stand for those that it lacks. For tensors that
+            the host feeds to other runtimes than TensorRT.
 
     Raises:
-        RequestError: The backend or the graph does not letterbox on the GPU.
+        RequestError: The backend or the graph does not letterbox on the GPU, or its batches are
+            not filled up.
     """
     backend = detector.backend
     takes_pictures = getattr(detector.target, "input", "tensor") == "image"
+    if fill_to is not None and (takes_pictures or isinstance(backend, TakesTensors)):
+        raise RequestError(
+            f"batches of {fill_to}", f"those of {detector.description} run as they are", "drop it"
+        )
     if preprocess == "gpu":
         _refuse_gpu(detector, takes_pictures)
         assert isinstance(backend, TakesFrames)
@@ -239,7 +255,7 @@ def open_lanes(
         return [_PictureLane(detector, settings, runner) for _ in range(count)]
     if isinstance(backend, TakesTensors):
         return [_TensorLane(detector, settings, c) for c in backend.tensor_lanes(count)]
-    return [_HostLane(detector, settings, runner) for _ in range(count)]
+    return [_HostLane(detector, settings, runner, fill_to) for _ in range(count)]
 
 
 def _refuse_gpu(detector: Detector, takes_pictures: bool) -> None:

@@ -7,18 +7,34 @@ Batches are put together in memory that stays: fresh memory of megabytes costs a
 4 KiB of it, more than the copy itself. Triton copies outputs into shared memory when `execute` has
 returned and before it calls it again (python_backend, `Stub::ProcessRequests`), so that what a turn
 answers may lie in memory that the next turn writes, but in none that its own next run writes.
+
+Where a runtime pays for every change of the batch size, batches are filled up to a few sizes
+(`batch_sizes`, `Padding`), and the rows that were put behind are cut off what comes out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Buffers", "Failed", "Place", "Tensor", "check_tensors", "run_joined", "tensors_of"]
+__all__ = [
+    "Buffers",
+    "Failed",
+    "Padding",
+    "Place",
+    "Tensor",
+    "batch_sizes",
+    "check_tensors",
+    "free_input",
+    "run_joined",
+    "size_for",
+    "tensors_of",
+]
 
 Arrays = dict[str, npt.NDArray[Any]]
 _Given = TypeVar("_Given")
@@ -76,6 +92,100 @@ class Buffers:
             self._memory.pop(name, None)  # before the larger one is taken
             memory = self._memory[name] = np.empty(size, np.uint8)
         return memory[:size].view(kind).reshape(shape)
+
+
+def batch_sizes(largest: int, told: str | None = None) -> tuple[int, ...]:
+    """Return the sizes that batches are filled up to, in order; () where they run as they are.
+
+    Args:
+        largest: Most rows of a batch; 0 where rows are not joined.
+        told: The parameter `batch_sizes`: numbers, or "" or "any" for none; None for the powers of
+            4 below the largest, and the largest.
+
+    Raises:
+        ValueError: `told` is no such list, or does not end with the largest.
+
+    >>> batch_sizes(128)
+    (1, 4, 16, 64, 128)
+    >>> batch_sizes(64, "8, 64")
+    (8, 64)
+    """
+    if told is None:
+        powers = (4**n for n in range(largest.bit_length()))
+        return (*(p for p in powers if p < largest), largest) if largest else ()
+    if told.strip().lower() in ("", "any"):
+        return ()
+    wrong = f"the parameter batch_sizes is {told!r}, "
+    words = [word.strip() for word in told.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ValueError(f'{wrong}not whole numbers with commas between (or "any", for none)')
+    sizes = tuple(int(word) for word in words)
+    if not largest:
+        raise ValueError(f"{wrong}and the model does not batch (max_batch_size 0); leave it out")
+    if sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
+        raise ValueError(f"{wrong}which is not positive and ascending; say e.g. 1,8,64")
+    if sizes[-1] != largest:
+        raise ValueError(f"{wrong}and the last of them must be max_batch_size, {largest}")
+    return sizes
+
+
+def size_for(sizes: Sequence[int], count: int) -> int:
+    """Return the size that a batch of `count` rows is filled up to.
+
+    Raises:
+        ValueError: It is larger than all of them.
+
+    >>> size_for((1, 4, 16), 5)
+    16
+    """
+    for size in sizes:
+        if count <= size:
+            return size
+    raise ValueError(f"a batch of {count} is larger than {max(sizes)}")
+
+
+def free_input(file: Sequence[Tensor], shared: Mapping[str, int]) -> str:
+    """Return the first input with a free size other than the batch; "" where none has one."""
+    for tensor in file:
+        sizes = tensor.shape if tensor.name in shared else tensor.shape[1:]
+        if None in sizes:
+            return tensor.name
+    return ""
+
+
+class Padding:
+    """Batches that are filled up with rows of zeros, in memory that is kept.
+
+    Attributes:
+        sizes: Ascending.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self._memory: Arrays = {}
+        self._written: dict[str, npt.NDArray[np.bool_]] = {}
+
+    def batch(self, name: str, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Return rows of several requests as one batch of a size; valid until the next call.
+
+        Every row is copied once, but none where one part has the size already.
+        """
+        count = sum(len(p) for p in parts)
+        size = size_for(self.sizes, count)
+        if len(parts) == 1 and count == size:
+            return parts[0]
+        kind, row = np.result_type(*parts), parts[0].shape[1:]
+        memory = self._memory.get(name)
+        if memory is None or memory.dtype != kind or memory.shape[1:] != row:
+            # Zeros of calloc: pages that no batch writes take no memory.
+            memory = self._memory[name] = np.zeros((self.sizes[-1], *row), kind)
+            self._written[name] = np.zeros(self.sizes[-1], np.bool_)
+        written = self._written[name]
+        for index in count + np.flatnonzero(written[count:size]):
+            memory[index] = 0  # earlier rows; the others are zero already
+        written[:count], written[count:size] = True, False
+        np.concatenate(parts, out=memory[:count])
+        return memory[:size]
 
 
 def tensors_of(config: Mapping[str, Any], kind: str) -> list[Tensor]:
@@ -153,6 +263,7 @@ def run_joined(
     shared: Mapping[str, int] | None = None,
     place: Place | None = None,
     reused: bool = False,
+    padding: Padding | None = None,
 ) -> list[Arrays | Failed]:
     """Answer every request, with as few runs as can be.
 
@@ -167,6 +278,8 @@ def run_joined(
             it is new.
         reused: Whether `run` writes its outputs where it wrote those of the run before: they are
             copied where one turn takes several runs.
+        padding: Fills every batch up to one of its sizes; `run` sees no other, and what it returns
+            for the rows behind is cut off. In place of `place`.
 
     Returns:
         Of each request, its outputs or why there are none.
@@ -181,7 +294,7 @@ def run_joined(
             answers[index] = found
         return answers
     groups = _groups(feeds, largest, shared)
-    joiner = _Joiner(feeds, run, shared, place or _new, reused)
+    joiner = _Joiner(feeds, run, shared, place or _new, reused, padding)
     for places in groups:
         for index, answer in joiner.answers(places, kept=len(groups) > 1):
             answers[index] = answer
@@ -210,6 +323,7 @@ class _Joiner:
     shared: Mapping[str, int]
     place: Place
     reused: bool
+    padding: Padding | None
 
     def answers(self, places: list[int], kept: bool) -> list[tuple[int, Arrays | Failed]]:
         """Run requests together; where that fails, each half of them, down to the one at fault.
@@ -225,13 +339,19 @@ class _Joiner:
             halves = (places[:middle], places[middle:])
             return [answer for half in halves for answer in self.answers(half, kept=True)]
         rows = [_rows(feed, self.shared) for feed in parts]
-        return list(zip(places, _split(found, rows, self.reused and kept), strict=True))
+        total = sum(rows)
+        if self.padding is not None and not isinstance(found, Failed):
+            total = size_for(self.padding.sizes, total)
+        split = _split(found, rows, total, self.reused and kept)
+        return list(zip(places, split, strict=True))
 
     def _run(self, parts: Sequence[Arrays]) -> Arrays:
         joined: Arrays = {}
         for name, value in parts[0].items():
             if name in self.shared:
                 joined[name] = value[0]
+            elif self.padding is not None:
+                joined[name] = self.padding.batch(name, [part[name] for part in parts])
             elif len(parts) == 1:
                 joined[name] = value
             else:
@@ -269,11 +389,12 @@ def _attempt(run: Callable[[_Given], Arrays], given: _Given) -> Arrays | Failed:
         return Failed(" ".join(str(error).split())[:400] or type(error).__name__)
 
 
-def _split(found: Arrays | Failed, rows: Sequence[int], copies: bool) -> list[Arrays | Failed]:
-    """Give each request its rows of the outputs."""
+def _split(
+    found: Arrays | Failed, rows: Sequence[int], total: int, copies: bool
+) -> list[Arrays | Failed]:
+    """Give each request its rows of the outputs, which have `total`."""
     if isinstance(found, Failed):
         return [found] * len(rows)
-    total = sum(rows)
     odd = [n for n, v in found.items() if v.ndim == 0 or len(v) != total]
     if odd:
         shape = list(found[odd[0]].shape)

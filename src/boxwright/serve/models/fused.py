@@ -58,6 +58,7 @@ class TritonPythonModel:
                 network_threads=None if on_gpu else share,
                 limits=Limits(side),
                 preprocess="gpu" if parameters.get("preprocess") == "gpu" else "host",
+                sizes=parameters.get("batch_sizes"),
             )
         except BoxwrightError as error:
             raise pb_utils.TritonModelException(f"{file}: {error}") from None

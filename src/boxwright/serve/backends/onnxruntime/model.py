@@ -1,4 +1,9 @@
-"""ONNX files in Triton without its C++ backend: `backend: "onnxruntime"` loads them unchanged."""
+"""ONNX files in Triton without its C++ backend: `backend: "onnxruntime"` loads them unchanged.
+
+On a GPU a model that batches has a session for each of a few batch sizes, and batches are filled up
+to the next of them: since 1.20 a convolution of the CUDA provider keeps the plan of its last shape
+alone and makes a new one at every change (microsoft/onnxruntime issue 23006).
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
-from joining import Buffers, Failed, Tensor, check_tensors, run_joined
+from joining import (
+    Buffers,
+    Failed,
+    Padding,
+    Tensor,
+    batch_sizes,
+    check_tensors,
+    free_input,
+    run_joined,
+)
 
 _TYPES = {
     "tensor(float)": "float32",
@@ -25,41 +39,36 @@ _TYPES = {
 _SEARCHES = {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"}
 
 
+# How ONNX Runtime, CUDA, cuBLAS and cuDNN say that memory is full.
+_MEMORY = ("out of memory", "failed to allocate memory", "smaller than requested bytes",
+           "cuda failure 2:", "status_alloc_failed")  # fmt: skip
+
+
 class TritonPythonModel:
-    """One instance of a model: a session of ONNX Runtime."""
+    """One instance of a model: a session of ONNX Runtime, or one for each size of a batch."""
 
     def initialize(self, args):
-        """Open the file and compare it with the configuration."""
+        """Open the file, compare it with the configuration, and run each size of a batch once."""
         self.config = json.loads(args["model_config"])
+        self.on_gpu = args["model_instance_kind"] == "GPU"
         name = self.config.get("default_model_filename") or "model.onnx"
-        file = Path(args["model_repository"], args["model_version"], name)
-        if not file.is_file():
-            raise pb_utils.TritonModelException(f"{file}: there is no such file")
-        if args["model_instance_kind"] == "GPU" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # CUDA's and cuDNN's libraries that pip installed
-        providers = _providers(self.config, args)
+        self.file = Path(args["model_repository"], args["model_version"], name)
+        if not self.file.is_file():
+            raise pb_utils.TritonModelException(f"{self.file}: there is no such file")
+        self.largest = int(self.config.get("max_batch_size", 0))
+        sizes = self._sizes_asked_for()
+        self.providers = _providers(self.config, args)
+        self.settings = _settings(self.config)
+        session = self._opened(f"a session of batches of {sizes[0]}" if sizes else "it")
+        inputs = session.get_inputs() + session.get_overridable_initializers()
+        tensors = _tensors(inputs)
         try:
-            self.session = ort.InferenceSession(
-                str(file), _settings(self.config), providers=providers
-            )
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-            raise pb_utils.TritonModelException(f"ONNX Runtime refuses {file}: {error}") from None
-        wanted = "CUDAExecutionProvider"
-        on_gpu = args["model_instance_kind"] == "GPU"
-        if on_gpu and wanted not in self.session.get_providers():
-            raise pb_utils.TritonModelException(
-                f"{file}: an instance on a GPU was asked for, and ONNX Runtime could not start "
-                f"CUDA (it has {', '.join(self.session.get_providers())})"
-            )
-        inputs = self.session.get_inputs() + self.session.get_overridable_initializers()
-        try:
-            check_tensors(self.config, "input", _tensors(inputs))
-            check_tensors(self.config, "output", _tensors(self.session.get_outputs()))
+            check_tensors(self.config, "input", tensors)
+            check_tensors(self.config, "output", _tensors(session.get_outputs()))
         except ValueError as error:
-            raise pb_utils.TritonModelException(f"{file}: {error}") from None
+            raise pb_utils.TritonModelException(f"{self.file}: {error}") from None
         self.names = [entry["name"] for entry in self.config["input"]]
         self.outputs = [entry["name"] for entry in self.config["output"]]
-        self.largest = int(self.config.get("max_batch_size", 0))
         self.buffers = Buffers()
         ranks = {i.name: len(i.shape) for i in inputs}
         self.shared = {
@@ -67,6 +76,16 @@ class TritonPythonModel:
             for entry in self.config["input"]
             if self.largest and ranks[entry["name"]] == len(entry["dims"])
         }
+        taken = [t for t in tensors if t.name in self.names]
+        sizes = self._sizes_for(sizes, taken)
+        self.padding = Padding(sizes) if sizes else None
+        self.sessions = {}
+        needed = {i.name for i in session.get_inputs()}
+        for size in sizes or (None,):
+            self.sessions[size] = session or self._opened(f"a session of batches of {size}")
+            session = None
+            if size is not None:
+                self._run_once(size, [t for t in taken if t.name in needed])
 
     def execute(self, requests):
         """Answer requests; those that fit together run as one batch."""
@@ -81,11 +100,78 @@ class TritonPythonModel:
             largest=self.largest,
             shared=self.shared,
             place=self.buffers.view,
+            padding=self.padding,
         )
         return [_response(r, a) for r, a in zip(requests, answers, strict=True)]
 
     def _run(self, feed):
-        return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
+        size = None
+        if self.padding is not None:
+            size = next(len(value) for name, value in feed.items() if name not in self.shared)
+        return dict(zip(self.outputs, self.sessions[size].run(self.outputs, feed), strict=True))
+
+    def _opened(self, what):
+        """Return a new session; `what` names it where memory is short."""
+        try:
+            # Without fallback: ONNX Runtime would open it again on the CPU where a GPU fails.
+            session = ort.InferenceSession(
+                str(self.file), self.settings, providers=self.providers, enable_fallback=0
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+            self._refuse_if_short(what, error)
+            raise pb_utils.TritonModelException(
+                f"ONNX Runtime refuses {self.file}: {error}"
+            ) from None
+        if self.on_gpu and "CUDAExecutionProvider" not in session.get_providers():
+            raise pb_utils.TritonModelException(
+                f"{self.file}: an instance on a GPU was asked for, and ONNX Runtime could not "
+                f"start CUDA (it has {', '.join(session.get_providers())})"
+            )
+        return session
+
+    def _refuse_if_short(self, what, error):
+        if self.on_gpu and any(words in str(error).lower() for words in _MEMORY):
+            raise pb_utils.TritonModelException(
+                f"{self.file}: the GPU's memory does not suffice for {what}; give fewer or smaller "
+                "batch_sizes (a parameter), fewer instances or a smaller max_batch_size"
+            ) from None
+
+    def _sizes_asked_for(self):
+        """Return the sizes that batches may be filled up to, before the file is known."""
+        told = self.config.get("parameters", {}).get("batch_sizes")
+        try:
+            sizes = batch_sizes(
+                self.largest, None if told is None else told.get("string_value", "")
+            )
+        except ValueError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        # Engines of TensorRT serve every size of their profile; one for each would be built anew.
+        if not self.on_gpu or (told is None and _accelerators(self.config)):
+            return ()
+        return sizes
+
+    def _sizes_for(self, sizes, taken):
+        """Return the sizes for this file: none where other sizes than the batch are free, too."""
+        free = free_input(taken, self.shared) if sizes else ""
+        if free and "batch_sizes" in self.config.get("parameters", {}):
+            raise pb_utils.TritonModelException(
+                f"{self.file}: the parameter batch_sizes is for files in which only the batch is "
+                f"free, and the input {free} has other free sizes; leave it out"
+            )
+        return () if free else sizes
+
+    def _run_once(self, size, taken):
+        """Run a size with zeros, so that no request pays for what its first run makes."""
+        shapes = {t.name: t.shape if t.name in self.shared else (size, *t.shape[1:]) for t in taken}
+        feed = {t.name: np.zeros(shapes[t.name], t.dtype) for t in taken}
+        try:
+            self.sessions[size].run(self.outputs, feed)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+            self._refuse_if_short(f"a batch of {size}", error)
+            raise pb_utils.TritonModelException(
+                f"{self.file}: a batch of {size} black pictures does not run, as every size of "
+                f'batch_sizes (a parameter; "any" for none) does at first: {error}'
+            ) from None
 
 
 def _response(request, answer):
@@ -138,6 +224,13 @@ def _convolutions(config):
     return {"cudnn_conv_algo_search": _SEARCHES[told]} if told else {}
 
 
+def _accelerators(config):
+    """Return the configuration's entries of ONNX Runtime's TensorRT provider."""
+    speedups = config.get("optimization", {}).get("execution_accelerators", {})
+    entries = speedups.get("gpu_execution_accelerator", [])
+    return [entry for entry in entries if entry["name"] == "tensorrt"]
+
+
 def _providers(config, args):
     """Return the providers that the configuration asks for."""
     convolutions = _convolutions(config)
@@ -145,12 +238,10 @@ def _providers(config, args):
         return ["CPUExecutionProvider"]
     device = {"device_id": args["model_instance_device_id"]}
     found = []
-    speedups = config.get("optimization", {}).get("execution_accelerators", {})
-    for entry in speedups.get("gpu_execution_accelerator", []):
-        if entry["name"] == "tensorrt":
-            found.append(("TensorrtExecutionProvider", {**device, **_tensorrt(entry)}))
+    for entry in _accelerators(config):
+        found.append(("TensorrtExecutionProvider", {**device, **_tensorrt(entry)}))
     if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
+        ort.preload_dlls()  # CUDA's and cuDNN's libraries that pip installed
     return [*found, ("CUDAExecutionProvider", {**device, **convolutions}), "CPUExecutionProvider"]
 
 
