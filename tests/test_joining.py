@@ -14,6 +14,7 @@ from boxwright.serve.backends.joining import (
     batch_sizes,
     check_tensors,
     free_input,
+    next_run,
     run_joined,
     size_for,
 )
@@ -263,3 +264,34 @@ def test_rows_of_another_shape_get_memory_of_their_own():
         feed = {"x": np.ones(shape, kind)}
         (answer,) = run_joined([feed], sums, batches=True, largest=4, padding=padding)
         assert answer["y"].tolist() == [[shape[1]]] * shape[0]
+
+
+@given(st.integers(1, 300))
+def test_the_cheapest_runs_take_every_row_and_never_cost_more_than_one(count):
+    """Against every way there is, by brute force over what is left."""
+    sizes = (1, 4, 16, 64)
+    costs = {0: 0}
+    for rows_left in range(1, count + 1):
+        costs[rows_left] = min(costs[rows_left - min(size, rows_left)] + size + 6 for size in sizes)
+    left, spent = count, 0
+    while left:
+        taken = next_run(sizes, left)
+        spent += size_for(sizes, taken) + 6
+        left -= taken
+    assert left == 0 and spent == costs[count]
+
+
+def test_a_turn_is_run_in_the_cheapest_sizes():
+    """17 rows are 16 and 1, not 64; a request of many rows keeps them together."""
+    runner, padding = Runner(), Padding((1, 4, 16, 64))
+    feeds = [rows(n) for n in range(20, 37)]
+    answers = run_joined(feeds, runner, batches=True, largest=64, padding=padding)
+    assert runner.sizes == [16, 1]
+    for feed, answer in zip(feeds, answers, strict=True):
+        np.testing.assert_array_equal(answer["y"], feed["x"] * 2)
+    runner.sizes.clear()
+    feeds = [rows(1), rows(*range(20, 40)), rows(2)]
+    answers = run_joined(feeds, runner, batches=True, largest=64, padding=padding)
+    assert sum(runner.sizes) <= 96 and set(runner.sizes) <= {1, 4, 16, 64}
+    for feed, answer in zip(feeds, answers, strict=True):
+        np.testing.assert_array_equal(answer["y"], feed["x"] * 2)

@@ -26,7 +26,7 @@ from boxwright.errors import (
     SourceError,
 )
 from boxwright.loading import load
-from boxwright.serve.backends.joining import batch_sizes, size_for
+from boxwright.serve.backends.joining import batch_sizes, next_run, size_for
 from boxwright.serve.steps import Limits, decode_picture, padded
 from boxwright.stream.lanes import Lane, open_lanes
 from boxwright.types import Detections, Image
@@ -184,8 +184,10 @@ class PictureService:
         decoded = self._together(self._decoded, files)
         good = [image for image in decoded if not isinstance(image, Refused)]
         found: list[Detections | Refused] = []
-        for first in range(0, len(good), self._batch):
-            found += self._detected(good[first : first + self._batch])
+        while len(found) < len(good):
+            ahead = len(good) - len(found)
+            count = next_run(self._sizes, ahead) if self._sizes else self._batch
+            found += self._detected(good[len(found) : len(found) + count])
         left = iter(found)
         seen = [one if isinstance(one, Refused) else next(left) for one in decoded]
         answers: list[Arrays | Refused] = []

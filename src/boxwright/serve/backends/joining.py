@@ -31,6 +31,7 @@ __all__ = [
     "batch_sizes",
     "check_tensors",
     "free_input",
+    "next_run",
     "run_joined",
     "size_for",
     "tensors_of",
@@ -40,6 +41,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 _Given = TypeVar("_Given")
 # Where an input of a batch is put together: its name, shape and NumPy's name of its type.
 Place = Callable[[str, tuple[int, ...], str], npt.NDArray[Any]]
+
+# What a run costs beside its rows, as rows: yolo11n on an H200 takes 2.1 ms for 1, 18.2 for 64.
+_RUN_ROWS = 6
 
 NUMPY_TYPES = {
     "TYPE_BOOL": "bool",
@@ -142,6 +146,24 @@ def size_for(sizes: Sequence[int], count: int) -> int:
         if count <= size:
             return size
     raise ValueError(f"a batch of {count} is larger than {max(sizes)}")
+
+
+def next_run(sizes: Sequence[int], count: int) -> int:
+    """Return how many of `count` rows run first, in the cheapest way to run them all.
+
+    A run costs its size, filled up, and as much as `_RUN_ROWS` rows besides.
+
+    >>> [next_run((1, 4, 16, 64), n) for n in (1, 3, 5, 9, 17, 48, 70)]
+    [1, 3, 4, 9, 16, 16, 64]
+    """
+    best = [(0, 0)]  # of each number of rows: the cost, and the rows of the largest run
+    for rows in range(1, count + 1):
+        ways = [
+            (best[rows - min(size, rows)][0] + size + _RUN_ROWS, min(size, rows)) for size in sizes
+        ]
+        cheapest = min(cost for cost, _ in ways)
+        best.append((cheapest, max(taken for cost, taken in ways if cost == cheapest)))
+    return best[count][1]
 
 
 def free_input(file: Sequence[Tensor], shared: Mapping[str, int]) -> str:
@@ -293,7 +315,7 @@ def run_joined(
                 found = {n: np.array(v) for n, v in found.items()}
             answers[index] = found
         return answers
-    groups = _groups(feeds, largest, shared)
+    groups = _groups(feeds, largest, shared, padding.sizes if padding else ())
     joiner = _Joiner(feeds, run, shared, place or _new, reused, padding)
     for places in groups:
         for index, answer in joiner.answers(places, kept=len(groups) > 1):
@@ -363,23 +385,28 @@ def _rows(feed: Arrays, shared: Mapping[str, int]) -> int:
     return next((len(v) for n, v in feed.items() if n not in shared), 1)
 
 
-def _groups(feeds: Sequence[Arrays], largest: int, shared: Mapping[str, int]) -> list[list[int]]:
+def _groups(
+    feeds: Sequence[Arrays], largest: int, shared: Mapping[str, int], sizes: Sequence[int]
+) -> list[list[int]]:
     """Return the places of the requests of each run: alike but for their rows, in order."""
-    groups: dict[Any, list[list[int]]] = {}
-    filled: dict[int, int] = {}
+    alike: dict[Any, list[int]] = {}
     for place, feed in enumerate(feeds):
         key = tuple(
             (name, value[0].tobytes() if name in shared else value.shape[1:])
             for name, value in sorted(feed.items())
         )
-        rows = _rows(feed, shared)
-        alike = groups.setdefault(key, [])
-        if not alike or filled[id(alike[-1])] + rows > largest:
-            alike.append([])
-            filled[id(alike[-1])] = 0
-        alike[-1].append(place)
-        filled[id(alike[-1])] += rows
-    return [group for alike in groups.values() for group in alike]
+        alike.setdefault(key, []).append(place)
+    groups: list[list[int]] = []
+    for places in alike.values():
+        rows = [_rows(feeds[place], shared) for place in places]
+        room, left = 0, sum(rows)
+        for place, count in zip(places, rows, strict=True):
+            if room < count:
+                room = max(count, next_run(sizes, left) if sizes else largest)
+                groups.append([])
+            groups[-1].append(place)
+            room, left = room - count, left - count
+    return groups
 
 
 def _attempt(run: Callable[[_Given], Arrays], given: _Given) -> Arrays | Failed:
