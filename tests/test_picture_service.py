@@ -244,7 +244,7 @@ def test_sizes_that_do_not_go_with_the_file_are_refused(served, gpu, plan, final
     with pytest.raises(RequestError, match="'1,2', and the last of them must be max_batch_size, 4"):
         served(batch=4, sizes="1,2")
     assert not gpu.ran
-    with pytest.raises(RequestError, match="a plan takes every size as it is; drop it"):
+    with pytest.raises(RequestError, match="fed from the host takes batches as they are; drop it"):
         PictureService(plan, device="cuda", batch=2, threads=1, sizes="1,2")
 
 
@@ -258,7 +258,7 @@ def test_lanes_fill_batches_up(final, pages, expected):
     ):
         infer = detector.infer
         detector.infer = lambda batch, settings: fed.append(batch.copy()) or infer(batch, settings)
-        (lane,) = open_lanes(detector, detector.settings(), 1, "host", runner, fill_to=3)
+        (lane,) = open_lanes(detector, detector.settings(), 1, "host", runner, fill_to=(3,))
         for first, last in ((0, 3), (3, 4), (3, 5), (4, 5)):
             lane.reserve(images[first:last])
             for index, image in enumerate(images[first:last]):
@@ -268,6 +268,28 @@ def test_lanes_fill_batches_up(final, pages, expected):
             assert len(fed[-1]) == 3 and not fed[-1][last - first :].any()
             assert all(row.any() for row in fed[-1][: last - first])
         lane.close()
+
+
+def test_a_plan_may_have_a_graph_for_each_size(plan, driver, cuda, pages):  # noqa: F811
+    """Each context sees one size, so that its graph is captured once and replayed."""
+    images = [cv2.imdecode(np.frombuffer(p, np.uint8), 1) for p in pages[:3]]
+    with load(onnx_file(), "onnxruntime", quiet=True) as detector:
+        wanted = [detector(i) for i in images]
+    opened = PictureService(plan, device="cuda", batch=2, threads=2, preprocess="gpu", sizes="1,2")
+    try:
+        assert opened.description.endswith("batches of 1, 2")
+        assert cuda.calls.count("capture") == 2
+        for given in ([0], [0, 1], [0, 1, 2], [2]):
+            driver.launches.clear()
+            cuda.calls.clear()
+            answers = opened.answers([[pages[i]] for i in given])
+            assert all(same(a, 0, wanted[i], px=1.0) for a, i in zip(answers, given, strict=True))
+            assert set(driver.launches) <= {1, 2} and sum(driver.launches) >= len(given)
+            assert "capture" not in cuda.calls
+            assert cuda.calls.count("replay") == len(driver.launches)
+    finally:
+        opened.close()
+    assert not cuda.memory, "everything was freed"
 
 
 # The python model

@@ -79,13 +79,15 @@ class PictureService:
             limits: Of pictures.
             preprocess: Where pictures are letterboxed; `gpu` is for plans.
             sizes: That batches of an ONNX file on a GPU are filled up to, each in a session of its
-                own: as `batch_sizes` reads them. Files of a fixed batch, those that take pictures
-                and CPUs have one session.
+                own: as `batch_sizes` reads them. A plan has them where they are given, each in a
+                context of its own with a CUDA graph. Files of a fixed batch, those that take
+                pictures and CPUs have one session.
 
         Raises:
             BoxwrightError: The file is no such file, or does not run so.
         """
         self._lanes: dict[int | None, Lane] = {}
+        self._contexts: list[Lane] = []  # of a plan, for each size
         self._detectors: list[Detector] = []
         self._file, self._device, self._network_threads = file, device, network_threads
         self._preprocess, self._batch, self._limits = preprocess, batch, limits or Limits()
@@ -93,7 +95,7 @@ class PictureService:
         self._pool = ThreadPoolExecutor(threads, "boxwright-decode")
         self._runner = ThreadPoolExecutor(1, "boxwright-infer")
         try:
-            first = self._opened()
+            first = self._opened(self._plan and bool(asked))
             if first.spec.task != "detect":
                 found = f"its task is {first.spec.task}, and answers are boxes alone"
                 raise SourceError(str(file), found, "serve it by itself")
@@ -116,10 +118,15 @@ class PictureService:
             sizes = batch_sizes(self._batch, told)
         except ValueError as error:
             raise RequestError(str(self._file), str(error), "") from None
-        plan = self._file.suffix != ".onnx"
-        if plan and told is not None and sizes:
-            raise RequestError(f"batch_sizes {told}", "a plan takes every size as it is", "drop it")
-        return () if plan or not self._device.startswith("cuda") else sizes
+        self._plan = self._file.suffix != ".onnx"
+        if self._plan and told is not None and sizes and self._preprocess != "gpu":
+            raise RequestError(
+                f"batch_sizes {told}",
+                "a plan fed from the host takes batches as they are",
+                "drop it",
+            )
+        wanted = told is not None if self._plan else self._device.startswith("cuda")
+        return sizes if wanted else ()
 
     def _sizes_for(
         self, detector: Detector, sizes: tuple[int, ...], *, told: bool
@@ -135,13 +142,13 @@ class PictureService:
             raise RequestError(f"batch_sizes {text}", only, "drop it")
         return () if only else sizes
 
-    def _opened(self) -> Detector:
-        # No CUDA graph: it holds for one batch size, and batches vary here.
+    def _opened(self, graph: bool = False) -> Detector:
+        # A CUDA graph holds for one batch size, and batches vary unless they are filled up.
         runtime: Literal["onnxruntime", "tensorrt"]
         runtime = "onnxruntime" if self._file.suffix == ".onnx" else "tensorrt"
         detector = load(
             self._file, runtime, device=self._device, threads=self._network_threads,
-            cuda_graph=False, quiet=True,
+            cuda_graph=graph, quiet=True,
         )  # fmt: skip
         self._detectors.append(detector)
         return detector
@@ -154,10 +161,7 @@ class PictureService:
         """
         for size in self._sizes or (None,):
             try:
-                detector = self._opened() if self._lanes else first
-                (self._lanes[size],) = open_lanes(
-                    detector, self._settings, 1, self._preprocess, self._runner, fill_to=size
-                )
+                self._lanes[size] = self._lane(first, size)
                 for count in dict.fromkeys((1, self._batch)) if size is None else (size,):
                     self._detect([black] * count)
             except MemoryShortError as error:
@@ -169,6 +173,21 @@ class PictureService:
                     "give fewer or smaller batch_sizes (a parameter), fewer instances or a "
                     "smaller max_batch_size",
                 ) from None
+
+    def _lane(self, first: Detector, size: int | None) -> Lane:
+        """Return a lane for batches of a size, or for all: contexts of a plan, else a session."""
+        words = (self._settings, 1, self._preprocess, self._runner)
+        if size is None:
+            return open_lanes(first, *words)[0]
+        if not self._plan:
+            detector = self._opened() if self._lanes else first
+            return open_lanes(detector, *words, fill_to=(size,))[0]
+        if not self._contexts:
+            count = len(self._sizes)
+            self._contexts = open_lanes(
+                first, self._settings, count, self._preprocess, self._runner, fill_to=self._sizes
+            )
+        return self._contexts[self._sizes.index(size)]
 
     def answers(self, requests: Sequence[Sequence[bytes]]) -> list[Arrays | Refused]:
         """Answer the requests of one turn.
@@ -238,9 +257,9 @@ class PictureService:
     def close(self) -> None:
         """End the threads and free the file; a second call does nothing."""
         self._pool.shutdown()
-        for lane in self._lanes.values():
+        for lane in self._contexts or self._lanes.values():
             lane.close()
-        self._lanes = {}
+        self._lanes, self._contexts = {}, []
         self._runner.shutdown()
         for detector in self._detectors:
             detector.close()

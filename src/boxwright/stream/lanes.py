@@ -186,14 +186,20 @@ class _FrameLane:
     """A plan with letterboxing on the GPU: decoders copy uint8 pixels into pinned memory."""
 
     def __init__(
-        self, detector: Detector, settings: NmsSettings, frames: Any, device_is_rgb: bool
+        self,
+        detector: Detector,
+        settings: NmsSettings,
+        frames: Any,
+        device_is_rgb: bool,
+        fill_to: int | None,
     ) -> None:
         self._detector, self._settings, self._frames = detector, settings, frames
         self._device_is_rgb = device_is_rgb
+        self._size = fill_to or detector.fixed_batch  # None: as many as there are
         self._places: list[Placement] = []
 
     def reserve(self, images: Sequence[Any]) -> None:
-        batch = self._detector.fixed_batch or len(images)
+        batch = self._size or len(images)
         self._places = self._frames.reserve(images, batch, device_is_rgb=self._device_is_rgb)
 
     def fill(self, index: int, image: Any) -> None:
@@ -221,7 +227,7 @@ def open_lanes(
     runner: ThreadPoolExecutor,
     *,
     device_is_rgb: bool = False,
-    fill_to: int | None = None,
+    fill_to: Sequence[int] = (),
 ) -> list[Lane]:
     """Return the lanes of a detector.
 
@@ -232,8 +238,9 @@ def open_lanes(
         preprocess: `host` or `gpu`.
         runner: One thread that infers, for backends that do not queue.
         device_is_rgb: Pictures on the GPU are RGB, as a decoder there makes them.
-        fill_to: Pictures of every batch: zeros stand for those that it lacks. For tensors that
-            the host feeds to other runtimes than TensorRT.
+        fill_to: Pictures of every batch of each lane: zeros stand for those that it lacks. For
+            tensors that the host feeds to other runtimes than TensorRT, and for pictures that are
+            letterboxed on the GPU.
 
     Raises:
         RequestError: The backend or the graph does not letterbox on the GPU, or its batches are
@@ -241,21 +248,28 @@ def open_lanes(
     """
     backend = detector.backend
     takes_pictures = getattr(detector.target, "input", "tensor") == "image"
-    if fill_to is not None and (takes_pictures or isinstance(backend, TakesTensors)):
+    fed_as_they_are = takes_pictures or (isinstance(backend, TakesTensors) and preprocess != "gpu")
+    if fill_to and fed_as_they_are:
         raise RequestError(
-            f"batches of {fill_to}", f"those of {detector.description} run as they are", "drop it"
+            f"batches of {fill_to[0]}",
+            f"those of {detector.description} run as they are",
+            "drop it",
         )
+    sizes: Sequence[int | None] = fill_to or [None] * count
     if preprocess == "gpu":
         _refuse_gpu(detector, takes_pictures)
         assert isinstance(backend, TakesFrames)
         rules, size = detector.spec.preprocess, detector.spec.input_size
         frames = backend.frame_lanes(rules, size, count)
-        return [_FrameLane(detector, settings, f, device_is_rgb) for f in frames]
+        return [
+            _FrameLane(detector, settings, f, device_is_rgb, fill)
+            for f, fill in zip(frames, sizes, strict=True)
+        ]
     if takes_pictures:
         return [_PictureLane(detector, settings, runner) for _ in range(count)]
     if isinstance(backend, TakesTensors):
         return [_TensorLane(detector, settings, c) for c in backend.tensor_lanes(count)]
-    return [_HostLane(detector, settings, runner, fill_to) for _ in range(count)]
+    return [_HostLane(detector, settings, runner, fill) for fill in sizes]
 
 
 def _refuse_gpu(detector: Detector, takes_pictures: bool) -> None:
