@@ -30,6 +30,7 @@ __all__ = [
     "TOP_CLASSES",
     "Rows",
     "candidates_from_raw",
+    "class_scores_from_raw",
     "decoded_raw",
     "detections_from_rows",
     "detections_of_pictures",
@@ -90,6 +91,23 @@ def candidates_from_raw(
     found = boxes.select_with_extras(raw, spec.layout, spec.input_size, settings)
     prototypes = arrays[1][index].astype(np.float32, copy=False) if spec.task == "segment" else None
     return Rows(*found, prototypes=prototypes)
+
+
+def class_scores_from_raw(
+    outputs: Outputs, spec: ModelSpec, settings: NmsSettings
+) -> FloatArray | None:
+    """Return what each of `candidates_from_raw` of the first picture scores in every class.
+
+    (N, classes) float32. None where a candidate has no best of several classes: classifiers,
+    NMS-free heads, `multi_label`.
+    """
+    if spec.task == "classify" or spec.layout.nms_free or settings.multi_label:
+        return None
+    scores = decoded_raw(outputs, spec)[1][0]
+    best = scores.max(axis=1)
+    above = np.flatnonzero(best > np.float32(settings.score_threshold))
+    ranked: FloatArray = scores[above[np.argsort(-best[above], kind="stable")]]
+    return ranked[: settings.pre_topk]
 
 
 def _ranked_classes(scores: FloatArray, spec: ModelSpec, settings: NmsSettings) -> Rows:
