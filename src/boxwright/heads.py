@@ -94,20 +94,17 @@ def candidates_from_raw(
 
 
 def class_scores_from_raw(
-    outputs: Outputs, spec: ModelSpec, settings: NmsSettings
+    outputs: Outputs, index: int, spec: ModelSpec, settings: NmsSettings
 ) -> FloatArray | None:
-    """Return what each of `candidates_from_raw` of the first picture scores in every class.
+    """Return what each of `candidates_from_raw` scores in every class: (N, classes) float32.
 
-    (N, classes) float32. None where a candidate has no best of several classes: classifiers,
-    NMS-free heads, `multi_label`.
+    None where a candidate is not the best of its classes: classifiers, NMS-free heads,
+    `multi_label`.
     """
     if spec.task == "classify" or spec.layout.nms_free or settings.multi_label:
         return None
-    scores = decoded_raw(outputs, spec)[1][0]
-    best = scores.max(axis=1)
-    above = np.flatnonzero(best > np.float32(settings.score_threshold))
-    ranked: FloatArray = scores[above[np.argsort(-best[above], kind="stable")]]
-    return ranked[: settings.pre_topk]
+    raw = next(iter(outputs.values()))[index].astype(np.float32, copy=False)
+    return boxes.select_class_scores(raw, spec.layout, settings)
 
 
 def _ranked_classes(scores: FloatArray, spec: ModelSpec, settings: NmsSettings) -> Rows:

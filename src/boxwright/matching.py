@@ -15,6 +15,7 @@ __all__ = ["MatchRules", "Matches", "match_detections"]
 
 _PAIR_IOU = 0.5  # below this overlap two boxes are not of one object
 _IOU_EDGE = 0.02  # so near the NMS threshold, rounding decides whether a box is suppressed
+_CLASS_EDGE = 0.02  # at most, whatever the precision: so near its best, another class may win
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ class _Proposals:
             return own
         real = (labels >= 0) & (labels < self.class_scores.shape[1])
         given = self.class_scores[:, np.where(real, labels, 0)]
-        return np.where(real & (given >= best - rules.score), given, own)
+        return np.where(real & (given >= best - min(rules.score, _CLASS_EDGE)), given, own)
 
 
 def _partners(overlap: FloatArray, least: float) -> npt.NDArray[np.intp]:

@@ -199,7 +199,7 @@ class _Reference:
 
     def class_scores(self, settings: NmsSettings) -> FloatArray | None:
         """Return what its proposals score in every class, where NMS sees only the best."""
-        return class_scores_from_raw(self.outputs, self.detector.spec, settings)
+        return class_scores_from_raw(self.outputs, 0, self.detector.spec, settings)
 
     def own_noise(self, settings: NmsSettings, rules: MatchRules) -> float:
         """Return how far its own scores move when its input is rounded to float16.
