@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from boxwright.detector import Detector
 from boxwright.matching import MatchRules, match_detections
-from boxwright.types import Detections
+from boxwright.types import Detections, HeadLayout, ModelSpec, Preprocess, TensorInfo
+from boxwright.verify import Candidate, verify
 
 RULES = MatchRules(score_threshold=0.25, nms_iou=0.7, min_iou=0.95, score=0.02)
 
@@ -248,3 +252,30 @@ def test_classes_are_never_nearer_than_two_hundredths():
         reference, candidate, rules, lambda: reference, lambda: reference.xyxy, lambda: scores
     )
     assert (matches.ties, matches.missing, matches.extra) == (0, 1, 1)
+
+
+def test_verify_knows_what_the_source_scores_in_every_class():
+    """Rounding turns the second of two boxes into the class of the first."""
+    size = (640, 640)
+    spec = ModelSpec(
+        "net", "none", "detect", ("a", "b"), size, Preprocess(), HeadLayout(box_format="xyxy")
+    )
+
+    def detector(*rows) -> Detector:
+        raw = np.array(rows, np.float32).T[None]
+        backend = SimpleNamespace(
+            inputs=(TensorInfo("images", "float32", (1, 3, *size)),),
+            infer=lambda _: {"output0": raw},
+            description="rows",
+        )
+        return Detector(backend, spec)
+
+    first, box = (374, 34, 600, 502, 0.289, 0.1), (380, 6, 605, 434)
+    source = detector(first, (*box, 0.279, 0.28))
+    turned = detector(first, (*box, 0.281, 0.279))  # where the first suppresses it
+    lost = detector((*first[:4], 0.1, 0.1), (*box, 0.279, 0.28))
+    named = {"turned": Candidate(turned, "fp16"), "lost": Candidate(lost, "fp16")}
+    proofs = verify(source, named, [np.zeros((*size, 3), np.uint8)])
+    missing = {n: next(c for c in p.checks if "missing" in c.name) for n, p in proofs.items()}
+    assert missing["turned"].passed and "1 near ties" in missing["turned"].note
+    assert not missing["lost"].passed
