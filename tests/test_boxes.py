@@ -112,6 +112,8 @@ def test_candidates_equal_full_decode(objectness, activated, axes, multi):
     np.testing.assert_allclose(scores, value[order], rtol=1e-6)
     np.testing.assert_array_equal(labels, label[order])
     np.testing.assert_allclose(xyxy, all_boxes[0][anchor[order]], rtol=1e-5, atol=1e-4)
+    classes = boxes.select_class_scores(raw[0], layout, limits)
+    np.testing.assert_allclose(classes, all_scores[0][anchor[order]], rtol=1e-6)
 
 
 def test_nan_scores_are_never_candidates():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from boxwright.detector import Detector
 from boxwright.matching import MatchRules, match_detections
-from boxwright.types import Detections
+from boxwright.types import Detections, HeadLayout, ModelSpec, Preprocess, TensorInfo
+from boxwright.verify import Candidate, verify
 
 RULES = MatchRules(score_threshold=0.25, nms_iou=0.7, min_iou=0.95, score=0.02)
 
@@ -151,3 +155,127 @@ def test_overlaps_are_those_that_nms_saw():
     assert cut.min_iou == pytest.approx(0.755, abs=0.01)
     seen = match_detections(reference, candidate, RULES, lambda: every, lambda: whole)
     assert (seen.missing, seen.extra, seen.ties, seen.min_iou) == (0, 0, 1, 1.0)
+
+
+# Of two classes, over the next: its best class is a matter of rounding, and so is what it meets.
+NEXT = (10, 0, 110, 100, 0.8, 1)  # IoU 0.82 with FIRST, which is of class 0
+FAR = (0, 300, 100, 400, 0.8, 1)
+
+
+def in_class(row, label):
+    return (*row[:5], label)
+
+
+def test_a_box_of_another_class_that_scores_nearly_the_same_is_a_tie():
+    near = np.array([[0.9, 0.1], [0.79, 0.8]], np.float32)
+    reference, candidate = found(FIRST, FAR), found(FIRST, in_class(FAR, 0))
+    for unclipped in (None, lambda: reference.xyxy):  # without: rotated boxes
+        same = match_detections(
+            reference, candidate, RULES, lambda: reference, unclipped, lambda: near
+        )
+        assert (same.ties, same.missing, same.extra) == (1, 0, 0)
+        assert same.positions == ((0, 0),)
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate"),
+    [
+        (found(FIRST, NEXT), found(FIRST)),
+        (found(FIRST), found(FIRST, NEXT)),
+    ],
+    ids=["it meets a better one, and goes", "it leaves a better one, and stays"],
+)
+def test_what_nms_does_in_another_class_of_nearly_equal_score_is_a_tie(reference, candidate):
+    label = 1 if len(reference) == 2 else 0  # best of the two as the source has it
+    every = found(FIRST, in_class(NEXT, label))
+    near = np.array([[0.9, 0.1], [0.79, 0.79]], np.float32)
+    near[1, label] = 0.8
+
+    def told(scores):
+        return match_detections(
+            reference, candidate, RULES, lambda: every, lambda: every.xyxy, lambda: scores
+        )
+
+    tie = told(near)
+    assert (tie.ties, tie.missing, tie.extra) == (1, 0, 0)
+    clear = near.copy()
+    clear[1, 1 - label] = 0.75
+    assert told(clear).missing + told(clear).extra == 1
+    assert told(None).missing + told(None).extra == 1
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        found(FIRST),
+        found(),
+        found(FIRST, (20, 300, 120, 400, 0.8, 1)),
+        found(FIRST, (20, 300, 120, 400, 0.8, 0)),
+        found(FIRST, in_class(FAR, 2)),
+        found(FIRST, in_class(FAR, 7)),
+        found(FIRST, in_class(FAR, -1)),
+        found(FIRST, FAR, in_class(FAR, 0)),
+        found(FIRST, FAR, (2, 300, 102, 400, 0.79, 1)),
+        found(FIRST, (*FAR[:4], 0.7, 1)),
+        found(FIRST, (*FAR[:4], 0.7, 0)),
+    ],
+    ids=[
+        "dropped",
+        "all dropped",
+        "shifted",
+        "shifted, in the other class",
+        "in a class of lower score",
+        "in a class that is not there",
+        "in a class below all",
+        "in both classes",
+        "doubled",
+        "another score",
+        "another score in the other class",
+    ],
+)
+def test_faults_stay_faults_where_two_classes_score_nearly_the_same(candidate):
+    reference = found(FIRST, FAR)
+    scores = np.array([[0.9, 0.1, 0.1], [0.79, 0.8, 0.75]], np.float32)
+    matches = match_detections(
+        reference, candidate, RULES, lambda: reference, lambda: reference.xyxy, lambda: scores
+    )
+    faulty = matches.missing or matches.extra or matches.min_iou < RULES.min_iou
+    assert faulty or matches.max_score_gap > RULES.score
+
+
+def test_classes_are_never_nearer_than_two_hundredths():
+    """INT8 lets scores move by 0.1: that is no reason to take one class for another."""
+    rules = MatchRules(0.25, 0.7, min_iou=0.85, score=0.1)
+    reference, candidate = found(FIRST, FAR), found(FIRST, in_class(FAR, 0))
+    scores = np.array([[0.9, 0.1], [0.75, 0.8]], np.float32)
+    matches = match_detections(
+        reference, candidate, rules, lambda: reference, lambda: reference.xyxy, lambda: scores
+    )
+    assert (matches.ties, matches.missing, matches.extra) == (0, 1, 1)
+
+
+def test_verify_knows_what_the_source_scores_in_every_class():
+    """Rounding turns the second of two boxes into the class of the first."""
+    size = (640, 640)
+    spec = ModelSpec(
+        "net", "none", "detect", ("a", "b"), size, Preprocess(), HeadLayout(box_format="xyxy")
+    )
+
+    def detector(*rows) -> Detector:
+        raw = np.array(rows, np.float32).T[None]
+        backend = SimpleNamespace(
+            inputs=(TensorInfo("images", "float32", (1, 3, *size)),),
+            infer=lambda _: {"output0": raw},
+            description="rows",
+        )
+        return Detector(backend, spec)
+
+    first, box = (374, 34, 600, 502, 0.289, 0.1), (380, 6, 605, 434)
+    source = detector(first, (*box, 0.279, 0.28))
+    turned = detector(first, (*box, 0.281, 0.279))  # where the first suppresses it
+    lost = detector((*first[:4], 0.1, 0.1), (*box, 0.279, 0.28))
+    named = {"turned": Candidate(turned, "fp16"), "lost": Candidate(lost, "fp16")}
+    proofs = verify(source, named, [np.zeros((*size, 3), np.uint8)])
+    missing = {n: next(c for c in p.checks if "missing" in c.name) for n, p in proofs.items()}
+    assert missing["turned"].passed and "1 near ties" in missing["turned"].note
+    assert not missing["lost"].passed

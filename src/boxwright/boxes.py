@@ -22,6 +22,7 @@ __all__ = [
     "iou_matrix",
     "nms",
     "select_candidates",
+    "select_class_scores",
     "select_with_extras",
     "sigmoid",
     "xywh_from_xyxy",
@@ -190,6 +191,39 @@ def select_with_extras(
     columns = raw if layout.axes == "nca" else raw.T  # (C, A) view
     if layout.nms_free:
         return _select_final_rows(columns, layout, input_size, settings)
+    chosen, labels, best = _select_anchors(columns, layout, settings)
+    boxes = _decode_boxes(columns[:4, chosen].T, layout, input_size, chosen)
+    extras = columns[columns.shape[0] - layout.extras :, chosen].T
+    return boxes, np.ascontiguousarray(best), labels.astype(np.int64), extras
+
+
+def select_class_scores(raw: FloatArray, layout: HeadLayout, settings: NmsSettings) -> FloatArray:
+    """Return what each row of `select_with_extras` scores in every class: (K, classes) float32.
+
+    Args:
+        raw: (C, A) or (A, C) float32 as `layout.axes` says, of a head that is not NMS-free.
+        layout: How to read it.
+        settings: Threshold, candidate limit and label mode.
+    """
+    columns = raw if layout.axes == "nca" else raw.T
+    chosen = _select_anchors(columns, layout, settings)[0]
+    end = columns.shape[0] - layout.extras
+    scores = columns[(5 if layout.objectness else 4) : end, chosen].T
+    if not layout.scores_activated:
+        scores = sigmoid(scores)
+    if layout.objectness:
+        objectness = columns[4, chosen, None]
+        scores = scores * (objectness if layout.scores_activated else sigmoid(objectness))
+    return scores
+
+
+def _select_anchors(
+    columns: FloatArray, layout: HeadLayout, settings: NmsSettings
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
+    """Return which anchors of (channels, A) are candidates, their classes and scores, best first.
+
+    With `multi_label` an anchor may be there several times.
+    """
     end = columns.shape[0] - layout.extras
     scores = columns[(5 if layout.objectness else 4) : end]  # (classes, A)
     threshold = np.float32(settings.score_threshold)
@@ -213,10 +247,7 @@ def select_with_extras(
         labels = scores[:, where].argmax(axis=0) if len(where) else where
     order = np.argsort(-best, kind="stable")[: settings.pre_topk]
     where, labels, best = where[order], labels[order], best[order]
-    chosen = where if anchors is None else anchors[where]
-    boxes = _decode_boxes(columns[:4, chosen].T, layout, input_size, chosen)
-    extras = columns[end:, chosen].T
-    return boxes, np.ascontiguousarray(best), labels.astype(np.int64), extras
+    return (where if anchors is None else anchors[where]), labels, best
 
 
 def _select_final_rows(

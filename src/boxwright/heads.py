@@ -30,6 +30,7 @@ __all__ = [
     "TOP_CLASSES",
     "Rows",
     "candidates_from_raw",
+    "class_scores_from_raw",
     "decoded_raw",
     "detections_from_rows",
     "detections_of_pictures",
@@ -90,6 +91,20 @@ def candidates_from_raw(
     found = boxes.select_with_extras(raw, spec.layout, spec.input_size, settings)
     prototypes = arrays[1][index].astype(np.float32, copy=False) if spec.task == "segment" else None
     return Rows(*found, prototypes=prototypes)
+
+
+def class_scores_from_raw(
+    outputs: Outputs, index: int, spec: ModelSpec, settings: NmsSettings
+) -> FloatArray | None:
+    """Return what each of `candidates_from_raw` scores in every class: (N, classes) float32.
+
+    None where a candidate is not the best of its classes: classifiers, NMS-free heads,
+    `multi_label`.
+    """
+    if spec.task == "classify" or spec.layout.nms_free or settings.multi_label:
+        return None
+    raw = next(iter(outputs.values()))[index].astype(np.float32, copy=False)
+    return boxes.select_class_scores(raw, spec.layout, settings)
 
 
 def _ranked_classes(scores: FloatArray, spec: ModelSpec, settings: NmsSettings) -> Rows:

@@ -16,7 +16,12 @@ import numpy.typing as npt
 
 from boxwright.detector import Detector
 from boxwright.errors import ImageError
-from boxwright.heads import candidates_from_raw, decoded_raw, detections_from_rows
+from boxwright.heads import (
+    candidates_from_raw,
+    class_scores_from_raw,
+    decoded_raw,
+    detections_from_rows,
+)
 from boxwright.image_parity import box_gap, fitted, grey_gap
 from boxwright.matching import Matches, MatchRules, match_detections
 from boxwright.preprocess import Placement, source_from_input
@@ -192,6 +197,10 @@ class _Reference:
         """Return the boxes of its proposals as NMS sees them: input pixels, not cut at edges."""
         return candidates_from_raw(self.outputs, 0, self.detector.spec, settings).xyxy
 
+    def class_scores(self, settings: NmsSettings) -> FloatArray | None:
+        """Return what its proposals score in every class, where NMS sees only the best."""
+        return class_scores_from_raw(self.outputs, 0, self.detector.spec, settings)
+
     def own_noise(self, settings: NmsSettings, rules: MatchRules) -> float:
         """Return how far its own scores move when its input is rounded to float16.
 
@@ -331,6 +340,7 @@ def _compare(
         rules,
         lambda: source.proposals(strict),
         None if source.detector.spec.task == "obb" else lambda: source.unclipped(strict),
+        lambda: source.class_scores(strict),
     )
     tally.add(matches, int((expected.scores > rules.certain).sum()))
     tally.task_gaps += task_gaps(expected, found, matches.positions)
