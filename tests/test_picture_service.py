@@ -23,6 +23,7 @@ from boxwright.engine_record import sidecar_path
 from boxwright.errors import BackendError, MemoryShortError, RequestError
 from boxwright.loading import load
 from boxwright.sample import generate_page, onnx_file
+from boxwright.serve import picture_service
 from boxwright.serve.check_repository import check_repository
 from boxwright.serve.folder_parts import ServeOptions
 from boxwright.serve.folders import folders_of
@@ -124,6 +125,23 @@ def test_a_damaged_picture_fails_its_own_request_alone(service, pages, expected)
     assert len(refused) == 4 and all(r.by_input for r in refused)
     says = ("it is empty", "cut off", "not a picture", "up to 4096 pixels")
     assert all(words in r.message for r, words in zip(refused, says, strict=True))
+
+
+def test_pictures_of_a_turn_are_decoded_as_memory_allows(service, pages, expected, monkeypatch):
+    """By what their headers say; a file that does not say counts as the largest, a bad one not."""
+    at_once = []
+    real = type(service)._seen
+    monkeypatch.setattr(
+        type(service), "_seen", lambda self, files: at_once.append(len(files)) or real(self, files)
+    )
+    webp = cv2.imencode(".webp", np.full((64, 64, 3), 90, np.uint8))[1].tobytes()
+    given = [[pages[2]], [pages[2]], [b"\xff\xd8\xff"], [webp], [pages[3]], [pages[2]]]
+    monkeypatch.setattr(picture_service, "_MOST_BYTES", 2 * 640 * 640 * 3)
+    answers = service.answers(given)
+    assert at_once == [3, 1, 2]
+    assert isinstance(answers[2], Refused) and answers[3]["num_dets"][0, 0] == 0
+    for place, index in ((0, 2), (1, 2), (4, 3), (5, 2)):
+        assert same(answers[place], 0, expected[index])
 
 
 def test_a_batch_that_fails_is_halved(service, pages, expected, monkeypatch):

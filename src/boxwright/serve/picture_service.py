@@ -8,7 +8,7 @@ opened once for each of a few batch sizes, since ONNX Runtime's convolutions pay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,14 @@ from boxwright.errors import (
 )
 from boxwright.loading import load
 from boxwright.serve.backends.joining import batch_sizes, next_run, size_for
+from boxwright.serve.picture_header import read_header
 from boxwright.serve.steps import Limits, decode_picture, padded
 from boxwright.stream.lanes import Lane, open_lanes
 from boxwright.types import Detections, Image
 
 __all__ = ["PictureService", "Refused"]
+
+_MOST_BYTES = 1 << 29  # of decoded pictures at once: a turn of a few files could name gigabytes
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -200,6 +203,31 @@ class PictureService:
             det_scores (B, K) float32 and det_classes (B, K) int32, where nothing is -1.
         """
         files = [data for request in requests for data in request]
+        seen = [one for part in self._parts(files) for one in self._seen(part)]
+        answers: list[Arrays | Refused] = []
+        begin = 0
+        for request in requests:
+            rows = seen[begin : begin + len(request)]
+            begin += len(request)
+            answers.append(self._answer(rows))
+        return answers
+
+    def _parts(self, files: Sequence[bytes]) -> Iterator[list[bytes]]:
+        """Yield files whose pictures fit into memory together; one picture always does."""
+        part: list[bytes] = []
+        size = 0
+        for data in files:
+            pixels = _pixels(data, self._limits)
+            if part and size + 3 * pixels > _MOST_BYTES:
+                yield part
+                part, size = [], 0
+            part.append(data)
+            size += 3 * pixels
+        if part:
+            yield part
+
+    def _seen(self, files: Sequence[bytes]) -> list[Detections | Refused]:
+        """Decode pictures and run them."""
         decoded = self._together(self._decoded, files)
         good = [image for image in decoded if not isinstance(image, Refused)]
         found: list[Detections | Refused] = []
@@ -208,14 +236,7 @@ class PictureService:
             count = next_run(self._sizes, ahead) if self._sizes else self._batch
             found += self._detected(good[len(found) : len(found) + count])
         left = iter(found)
-        seen = [one if isinstance(one, Refused) else next(left) for one in decoded]
-        answers: list[Arrays | Refused] = []
-        begin = 0
-        for request in requests:
-            rows = seen[begin : begin + len(request)]
-            begin += len(request)
-            answers.append(self._answer(rows))
-        return answers
+        return [one if isinstance(one, Refused) else next(left) for one in decoded]
 
     def _answer(self, rows: Sequence[Detections | Refused]) -> Arrays | Refused:
         found = []
@@ -264,3 +285,16 @@ class PictureService:
         for detector in self._detectors:
             detector.close()
         self._detectors = []
+
+
+def _pixels(data: bytes, limits: Limits) -> int:
+    """Return how many pixels a file will have at most; 0 where it will be refused."""
+    try:
+        header = read_header(data, "")
+    except ImageError:
+        return 0
+    if header is None:
+        return limits.max_side_px**2
+    return (
+        0 if max(header.width, header.height) > limits.max_side_px else header.width * header.height
+    )
