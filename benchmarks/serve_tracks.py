@@ -1,6 +1,6 @@
 """The tracks of a repository side by side on one machine: requests/s, latency, and batches.
 
-Builds a repository of tracks A, C, D and E from one source, starts the server on it, and puts each
+Builds a repository of tracks A, C, D, E and F from one source, starts the server on it, and puts each
 model under load with the same picture files. Then the same once more without ragged batching, which
 is taken out of a copy of the repository. Prints tables; writes every sample to a JSON file.
 
@@ -33,6 +33,7 @@ _FRONTS = {
     "C": "_end2end_jpeg",
     "D": "_ensemble",
     "E": "_image_jpeg",
+    "F": "_fused",
 }
 
 
@@ -52,7 +53,7 @@ def _arguments() -> argparse.Namespace:
 
 def _build(options: argparse.Namespace, place: Path) -> Path:
     """Build the repository by Boxwright's own command."""
-    words = ["repo", "build", str(options.source), "--tracks", "a,c,d,e", "--allow-missing"]
+    words = ["repo", "build", str(options.source), "--tracks", "a,c,d,e,f", "--allow-missing"]
     words += ["--out", str(place / "models"), "--runs", str(place / "runs"), "--skip-verify"]
     subprocess.run([sys.executable, "-m", "boxwright", *words, *options.build], check=True)
     return place / "models"
