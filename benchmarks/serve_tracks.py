@@ -1,8 +1,8 @@
 """The tracks of a repository side by side on one machine: requests/s, latency, and batches.
 
-Builds a repository of tracks A, C, D, E and F from one source, starts the server on it, and puts each
-model under load with the same picture files. Then the same once more without ragged batching, which
-is taken out of a copy of the repository. Prints tables; writes every sample to a JSON file.
+Builds a repository of tracks A, C, D, E and F from one source, starts the server on it, and puts
+each model under load with the same picture files. Then the same once more without ragged batching,
+which is taken out of a copy of the repository. Prints tables; writes every sample to a JSON file.
 
     python benchmarks/serve_tracks.py yolo11n.pt pictures/ --server WHEEL --python PYTHON \\
         --out results/serve_tracks.json
