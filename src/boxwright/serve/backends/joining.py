@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -148,7 +149,8 @@ def size_for(sizes: Sequence[int], count: int) -> int:
     raise ValueError(f"a batch of {count} is larger than {max(sizes)}")
 
 
-def next_run(sizes: Sequence[int], count: int) -> int:
+@lru_cache(1024)  # every turn asks, of few numbers
+def next_run(sizes: tuple[int, ...], count: int) -> int:
     """Return how many of `count` rows run first, in the cheapest way to run them all.
 
     A run costs its size, filled up, and as much as `_RUN_ROWS` rows besides.
@@ -386,7 +388,7 @@ def _rows(feed: Arrays, shared: Mapping[str, int]) -> int:
 
 
 def _groups(
-    feeds: Sequence[Arrays], largest: int, shared: Mapping[str, int], sizes: Sequence[int]
+    feeds: Sequence[Arrays], largest: int, shared: Mapping[str, int], sizes: tuple[int, ...]
 ) -> list[list[int]]:
     """Return the places of the requests of each run: alike but for their rows, in order."""
     alike: dict[Any, list[int]] = {}
