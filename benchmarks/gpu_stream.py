@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from time import perf_counter
 from typing import Any
 
@@ -34,6 +35,7 @@ from boxwright.detector import Detector
 from boxwright.device_arrays import DeviceArray
 from boxwright.environment import package_versions
 from boxwright.errors import BoxwrightError
+from boxwright.freed_memory import keep_freed_memory
 from boxwright.images import decode_image, expand_paths, read_image
 from boxwright.loading import load
 from boxwright.nvidia import cuda_result, cuda_runtime
@@ -66,6 +68,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=2, help="batches that the GPU decodes at once")
     parser.add_argument(
         "--codec-options", default=":fancy_upsampling=1", help="of the GPU's decoder"
+    )
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="keep freed memory, as `predict` does"
     )
     parser.add_argument("--no-reuse", action="store_true", help="new memory for every picture")
     parser.add_argument("--iterations", type=int, default=2000, help="of the latency")
@@ -265,18 +270,20 @@ def rate(bench: Bench, stream: Stream, items: list[Any]) -> dict[str, Any]:
     unique, warm = len(bench.unique), _WARM_BATCHES * bench.wishes.batch
     stamps: list[float] = []
     begin, count = 0.0, 0
+    before = getrusage(RUSAGE_SELF)
     results = stream.detect(cycle(items))
     for seen in results:
         if seen.index < unique:
             found[seen.index] = seen.detections
         if seen.index == warm:
-            begin = perf_counter()
+            begin, before = perf_counter(), getrusage(RUSAGE_SELF)
         elif seen.index > warm:
             count += 1
             if count % bench.wishes.batch == 0:
                 stamps.append(perf_counter() - begin)
                 if stamps[-1] > bench.wishes.seconds and len(found) == unique:
                     break
+    after = getrusage(RUSAGE_SELF)
     results.close()  # type: ignore[attr-defined]
     seconds = stamps[-1]
     ordered = [found[i] for i in sorted(found)]
@@ -286,6 +293,10 @@ def rate(bench: Bench, stream: Stream, items: list[Any]) -> dict[str, Any]:
         "count": count,
         "seconds": seconds,
         "left_to_opencv": stream.decoded_on_host,
+        "user_us": 1e6 * (after.ru_utime - before.ru_utime) / count,
+        "system_us": 1e6 * (after.ru_stime - before.ru_stime) / count,
+        "page_faults": (after.ru_minflt - before.ru_minflt) / count,
+        "switches": (after.ru_nvcsw - before.ru_nvcsw) / count,
         "agreement": compare(ordered, bench.expected),
         "stamps_s": [round(s, 5) for s in stamps],
     }
@@ -555,7 +566,10 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
 
 def main() -> int:
     """Run every step."""
-    bench = Bench(arguments())
+    wishes = arguments()
+    if wishes.keep_memory:
+        keep_freed_memory()
+    bench = Bench(wishes)
     for name, work in steps(bench):
         bench.step(name, work)
     bench.detector.close()

@@ -137,12 +137,14 @@ _MOST_DECODERS = 4
 
 def _threads(total: int | None, options: dict[str, Any]) -> Threads | None:
     """Return how pictures are read ahead, or None when they are not."""
+    from boxwright.freed_memory import keep_freed_memory
     from boxwright.predict import Threads
 
     decoders, decode, preprocess = (options[n] for n in ("decoders", "decode", "preprocess"))
     asked = decoders is not None or "gpu" in (decode, preprocess)
     if not asked and (total is None or total <= _FEW_FILES):
         return None
+    keep_freed_memory()  # many pictures come and go
     return Threads(decoders or min(_MOST_DECODERS, os.cpu_count() or 1), decode, preprocess)
 
 

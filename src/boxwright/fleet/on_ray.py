@@ -25,6 +25,7 @@ from boxwright.fleet.extras import ray_module
 from boxwright.fleet.local import RefusedError
 from boxwright.fleet.shard_files import bytes_from_rows, shard_name, write_shard
 from boxwright.fleet.worker import NOT_CHECKED, Task, Worker
+from boxwright.freed_memory import keep_freed_memory
 from boxwright.machine import usable_cores
 from boxwright.store import sha256_of_file
 
@@ -54,6 +55,7 @@ class ShardActor:
         self._worker: Worker | None = None
         self._reported = False
         self._shared = bool(token)
+        keep_freed_memory()
         if self._errand.pace.threads:
             cv2.setNumThreads(self._errand.pace.threads)
         try:

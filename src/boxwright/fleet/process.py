@@ -21,6 +21,7 @@ from boxwright.errors import BoxwrightError
 from boxwright.fleet.engines import Errand, report_of, write_done
 from boxwright.fleet.job import Job, Pace
 from boxwright.fleet.worker import NOT_CHECKED, Task, Worker
+from boxwright.freed_memory import keep_freed_memory
 
 __all__ = ["main"]
 
@@ -85,6 +86,7 @@ def main() -> None:
     os.dup2(2, 1)  # what a runtime prints is no message
     source = sys.stdin.buffer
     errand = _errand(json.loads(source.readline()))
+    keep_freed_memory()
     if errand.pace.threads:
         cv2.setNumThreads(errand.pace.threads)  # several processes share the cores
     inbox: _Inbox = SimpleQueue()
