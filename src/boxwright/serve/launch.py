@@ -16,9 +16,9 @@ from threading import Thread
 from typing import IO
 
 from boxwright.errors import BackendError, RequestError
+from boxwright.freed_memory import KEPT_BLOCK_BYTES, KEPT_BYTES
 from boxwright.serve.installation import Installation
 from boxwright.serve.python_environment import PythonEnvironment, plain_environment
-from boxwright.serve.settled_process import KEPT_BLOCK_BYTES, KEPT_BYTES
 
 __all__ = [
     "HEADER",
