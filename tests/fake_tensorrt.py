@@ -40,6 +40,7 @@ class FakeCuda:
         self.places: dict[int, int] = {}  # address -> GPU, where that is not 0
         self.full = False
         self.capture_fails = False
+        self.broken: set[int] = set()  # graphs whose launch fails
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         if not name.startswith("cuda"):
@@ -102,6 +103,8 @@ class FakeCuda:
 
     def cudaGraphLaunch(self, graph: int, _: Any) -> tuple[Any, ...]:  # noqa: N802
         self.calls.append("replay")
+        if graph in self.broken:
+            return (Status(700),)
         for work in self.graphs[graph - 1]:
             work()
         return (0,)
@@ -119,7 +122,10 @@ class _Context:
 
     def set_input_shape(self, _: str, shape: tuple[int, ...]) -> bool:
         rest = self._engine.network.input_shape
-        fits = 1 <= shape[0] <= self._engine.most and tuple(shape[1:]) == rest
+        sizes = len(shape) == len(rest) + 1 and all(
+            b in (a, -1) for a, b in zip(shape[1:], rest, strict=True)
+        )
+        fits = sizes and 1 <= shape[0] <= self._engine.most
         self.shape = shape if fits else self.shape
         return fits
 
@@ -127,7 +133,8 @@ class _Context:
         network = self._engine.network
         if name == network.input_name:
             return self.shape
-        return (-1 if self._engine.dependent else self.shape[0], *network.output_shape)
+        sizes = [b if b >= 0 else self.shape[i] for i, b in enumerate(network.output_shape, 1)]
+        return (-1 if self._engine.dependent else self.shape[0], *sizes)
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
@@ -162,7 +169,10 @@ class _Context:
 
 @dataclass
 class Network:
-    """One float32 input, one float32 output, and what lies between; shapes without the batch."""
+    """One float32 input, one float32 output, and what lies between; shapes without the batch.
+
+    A size of -1 is free; of the output it is that of the input.
+    """
 
     input_name: str = "in"
     output_name: str = "out"
@@ -209,7 +219,9 @@ class _Engine:
         rest = self.network.input_shape if is_input else self.network.output_shape
         return (-1 if free else 2, *rest)
 
-    def create_execution_context(self) -> _Context:
+    def create_execution_context(self) -> _Context | None:
+        if self._cuda.full:
+            return None
         self.contexts += 1
         if self._free and self.contexts > 1 and self.before_10:
             raise AssertionError("profile 0 has been chosen for another IExecutionContext")
