@@ -155,7 +155,7 @@ class _Context:
         def work() -> None:
             network = self._engine.network
             memory = self._cuda.memory[addresses[network.input_name]]
-            data = np.frombuffer(memory, np.float32, int(np.prod(shape)))
+            data = np.frombuffer(memory, network.input_dtype, int(np.prod(shape)))
             result = network.compute(data.reshape(shape))
             target = addresses.get(network.output_name)
             if self.allocator is not None:
@@ -169,7 +169,7 @@ class _Context:
 
 @dataclass
 class Network:
-    """One float32 input, one float32 output, and what lies between; shapes without the batch.
+    """One input, one float32 output, and what lies between; shapes without the batch.
 
     A size of -1 is free; of the output it is that of the input.
     """
@@ -179,6 +179,7 @@ class Network:
     input_shape: tuple[int, ...] = (3,)
     output_shape: tuple[int, ...] = (3,)
     compute: Callable[[Any], Any] = lambda data: data * 2
+    input_dtype: str = "float32"
 
 
 def network_of(onnx: Path) -> Network:
@@ -188,9 +189,10 @@ def network_of(onnx: Path) -> Network:
     return Network(
         given.name,
         found.name,
-        tuple(given.shape[1:]),
+        tuple(d if isinstance(d, int) else -1 for d in given.shape[1:]),
         tuple(found.shape[1:]),
         lambda data: session.run(None, {given.name: data})[0],
+        {"tensor(float)": "float32", "tensor(uint8)": "uint8"}[given.type],
     )
 
 
@@ -210,8 +212,9 @@ class _Engine:
     def get_tensor_mode(self, name: str) -> str:
         return "INPUT" if name == self.network.input_name else "OUTPUT"
 
-    def get_tensor_dtype(self, _: str) -> Any:
-        return SimpleNamespace(name="FLOAT")
+    def get_tensor_dtype(self, name: str) -> Any:
+        kind = self.network.input_dtype if name == self.network.input_name else "float32"
+        return SimpleNamespace(name={"float32": "FLOAT", "uint8": "UINT8"}[kind])
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         is_input = name == self.network.input_name

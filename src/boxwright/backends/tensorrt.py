@@ -319,11 +319,14 @@ class TensorRtBackend:
     def _run(self, feed: Mapping[str, Any], call: Callable[[PlanContext], _Found]) -> _Found:
         """Run one inference in the context of its shape, or in the first."""
         first = self._first()
-        first.graphs = self._plan.wants_graph and self._kept is None
         if self._kept is None:
             self._last = first
             return call(first)
-        self._last, found = self._kept.run(feed, first, call)
+        first.graphs = False  # a shape that is seldom here is not worth a capture
+        try:
+            self._last, found = self._kept.run(feed, first, call)
+        finally:
+            first.graphs = self._plan.wants_graph
         return found
 
     def _select_device(self) -> None:
@@ -396,10 +399,8 @@ class TensorRtBackend:
             ticket = Ticket(self._count, self._free.popleft())
             self._count += 1
             self._in_flight[ticket.number] = ticket.context
-        context = self._contexts[ticket.context]
-        context.graphs = self._plan.wants_graph
         try:
-            context.start(feed)
+            self._contexts[ticket.context].start(feed)
         except BackendError:
             self._give_back(ticket)
             raise

@@ -9,8 +9,6 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 from joining import Failed, Tensor, check_tensors, run_joined
 
-DEFAULT_SHAPES = 8
-
 
 class TritonPythonModel:
     """One instance of a model: an execution context of a plan."""
@@ -31,6 +29,7 @@ class TritonPythonModel:
             from boxwright.backends import BackendOptions
             from boxwright.backends.tensorrt import TensorRtBackend
             from boxwright.errors import BoxwrightError
+            from boxwright.shape_policy import DEFAULT_PLACES
         except ImportError as error:
             raise pb_utils.TritonModelException(
                 f"{file}: plans need Boxwright in the Python of the server's models, and it cannot "
@@ -46,7 +45,7 @@ class TritonPythonModel:
             self.backend = TensorRtBackend(file, options)
             check_tensors(self.config, "input", _tensors(self.backend.inputs))
             check_tensors(self.config, "output", _tensors(self.backend.outputs))
-            self._keep_shapes()
+            self._keep_shapes(DEFAULT_PLACES)
         except (BoxwrightError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{file}: {error}") from None
         self.names = [entry["name"] for entry in self.config["input"]]
@@ -59,11 +58,15 @@ class TritonPythonModel:
             if self.largest and ranks[entry["name"]] == len(entry["dims"])
         }
 
-    def _keep_shapes(self):
-        """Let so many shapes have contexts of their own as the parameter `shapes` says."""
+    def _keep_shapes(self, default):
+        """Let so many shapes have contexts of their own as the parameter `shapes` says.
+
+        Args:
+            default: Without it, for plans of pictures of any size; other plans have none.
+        """
         told = self.config.get("parameters", {}).get("shapes")
         if told is None:
-            self.backend.keep_shapes(DEFAULT_SHAPES if self.backend.has_free_sizes else 0)
+            self.backend.keep_shapes(default if self.backend.has_free_sizes else 0)
             return
         text = told["string_value"].strip()
         if not (text.isascii() and text.isdigit()):
