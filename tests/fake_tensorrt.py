@@ -39,6 +39,7 @@ class FakeCuda:
         self.graphs: list[list[Callable[[], None]]] = []
         self.places: dict[int, int] = {}  # address -> GPU, where that is not 0
         self.full = False
+        self.free_bytes = 1 << 34
         self.capture_fails = False
         self.broken: set[int] = set()  # graphs whose launch fails
 
@@ -79,6 +80,9 @@ class FakeCuda:
         assert size <= min(len(self.memory[to]), len(self.memory[of]))
         ctypes.memmove(to, of, size)
         return (0,)
+
+    def cudaMemGetInfo(self) -> tuple[Any, ...]:  # noqa: N802
+        return (0, self.free_bytes, 1 << 35)
 
     def cudaGetDevice(self) -> tuple[Any, ...]:  # noqa: N802
         return (0, 0)

@@ -165,6 +165,17 @@ def test_short_memory_is_no_error_and_not_tried_again(opened, cuda):
     assert not cuda.memory
 
 
+def test_the_last_memory_is_left_to_others(opened, cuda):
+    backend = opened()
+    run(backend, 5, 5, 9)
+    before, cuda.free_bytes = len(cuda.memory), 255 << 20
+    run(backend, *[5] * 10)
+    assert len(cuda.memory) == before and backend.kept_shapes.shapes == ()
+    cuda.free_bytes = 256 << 20
+    run(backend, *[7] * 4)
+    assert backend.kept_shapes.shapes == (((1, 7, 3),),)
+
+
 def test_memory_that_ends_while_a_place_is_made_is_given_back(opened, cuda, monkeypatch):
     backend = opened()
     run(backend, 5, 5, 9)

@@ -45,7 +45,11 @@ class KeptShapes:
     """
 
     def __init__(
-        self, inputs: tuple[TensorInfo, ...], places: int, opener: Callable[[], OpenedContext]
+        self,
+        inputs: tuple[TensorInfo, ...],
+        places: int,
+        opener: Callable[[], OpenedContext],
+        check_room: Callable[[], None],
     ) -> None:
         """Begin without a context; they are made as shapes earn them.
 
@@ -53,8 +57,9 @@ class KeptShapes:
             inputs: Of the plan.
             places: Most contexts.
             opener: Makes a context that captures; raises `BackendError` where memory is short.
+            check_room: Raises `BackendError` where a new context leaves too little to others.
         """
-        self._inputs, self._open = inputs, opener
+        self._inputs, self._open, self._check_room = inputs, opener, check_room
         self._policy = ShapePolicy[ShapeKey](places)
         self.places = places
         self.captures = 0
@@ -143,6 +148,8 @@ class KeptShapes:
             shapes = {info.name: shape for info, shape in zip(self._inputs, key, strict=True)}
             opened.context.bind(shapes, {})
             opened.context.ready_graph()
+            if verdict.instead_of is None:
+                self._check_room()
         except BackendError:  # as a rule memory is short: the first context has what it needs
             if opened is not None:
                 opened.context.close()

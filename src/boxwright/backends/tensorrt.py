@@ -53,6 +53,7 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _Found = TypeVar("_Found")
+_LEAVE_BYTES = 256 << 20  # of the GPU, to what is not a context of a kept shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +188,8 @@ class TensorRtBackend:
         A shape gets one when it has come a few times (`ShapePolicy`); all others run in the first
         context, without a graph. A plan that has other free sizes than the batch, opened with
         graphs, keeps 8. Each takes the memory of a context on the GPU, and before TensorRT 10 of an
-        engine; where that is short, the shape runs in the first context, and it is not tried again.
-        What was kept before is freed.
+        engine; where that is short (256 MiB stay free), the shape runs in the first context, and
+        it is not tried again. What was kept before is freed.
 
         Args:
             count: 0 for none: then the first context captures each new shape, if graphs are wanted.
@@ -205,11 +206,23 @@ class TensorRtBackend:
         if self._kept is not None:
             self._kept.close()
         self._last = None
-        self._kept = KeptShapes(self.inputs, count, self._open_kept) if count else None
+        self._kept = None
+        if count:
+            self._kept = KeptShapes(self.inputs, count, self._open_kept, self._check_room)
 
     def _open_kept(self) -> OpenedContext:
         engine = self._deserialize(self._data) if self._data else self._engines[0]
         return OpenedContext(PlanContext(self._plan, engine, self._what, graphs=True), engine)
+
+    def _check_room(self) -> None:
+        """Refuse to take the last memory of the GPU, which larger pictures will ask for.
+
+        Raises:
+            BackendError: Less than 256 MiB are free.
+        """
+        free, _ = cuda_result(self._cuda.cudaMemGetInfo(), "cudaMemGetInfo")  # and the total
+        if free < _LEAVE_BYTES:
+            raise BackendError("kept shapes", f"{free >> 20} MiB are left", "keep fewer")
 
     @property
     def kept_shapes(self) -> KeptShapes | None:
