@@ -39,7 +39,9 @@ class FakeCuda:
         self.graphs: list[list[Callable[[], None]]] = []
         self.places: dict[int, int] = {}  # address -> GPU, where that is not 0
         self.full = False
+        self.free_bytes = 1 << 34
         self.capture_fails = False
+        self.broken: set[int] = set()  # graphs whose launch fails
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         if not name.startswith("cuda"):
@@ -79,6 +81,9 @@ class FakeCuda:
         ctypes.memmove(to, of, size)
         return (0,)
 
+    def cudaMemGetInfo(self) -> tuple[Any, ...]:  # noqa: N802
+        return (0, self.free_bytes, 1 << 35)
+
     def cudaGetDevice(self) -> tuple[Any, ...]:  # noqa: N802
         return (0, 0)
 
@@ -102,6 +107,8 @@ class FakeCuda:
 
     def cudaGraphLaunch(self, graph: int, _: Any) -> tuple[Any, ...]:  # noqa: N802
         self.calls.append("replay")
+        if graph in self.broken:
+            return (Status(700),)
         for work in self.graphs[graph - 1]:
             work()
         return (0,)
@@ -119,7 +126,10 @@ class _Context:
 
     def set_input_shape(self, _: str, shape: tuple[int, ...]) -> bool:
         rest = self._engine.network.input_shape
-        fits = 1 <= shape[0] <= self._engine.most and tuple(shape[1:]) == rest
+        sizes = len(shape) == len(rest) + 1 and all(
+            b in (a, -1) for a, b in zip(shape[1:], rest, strict=True)
+        )
+        fits = sizes and 1 <= shape[0] <= self._engine.most
         self.shape = shape if fits else self.shape
         return fits
 
@@ -127,7 +137,8 @@ class _Context:
         network = self._engine.network
         if name == network.input_name:
             return self.shape
-        return (-1 if self._engine.dependent else self.shape[0], *network.output_shape)
+        sizes = [b if b >= 0 else self.shape[i] for i, b in enumerate(network.output_shape, 1)]
+        return (-1 if self._engine.dependent else self.shape[0], *sizes)
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
@@ -148,7 +159,7 @@ class _Context:
         def work() -> None:
             network = self._engine.network
             memory = self._cuda.memory[addresses[network.input_name]]
-            data = np.frombuffer(memory, np.float32, int(np.prod(shape)))
+            data = np.frombuffer(memory, network.input_dtype, int(np.prod(shape)))
             result = network.compute(data.reshape(shape))
             target = addresses.get(network.output_name)
             if self.allocator is not None:
@@ -162,13 +173,17 @@ class _Context:
 
 @dataclass
 class Network:
-    """One float32 input, one float32 output, and what lies between; shapes without the batch."""
+    """One input, one float32 output, and what lies between; shapes without the batch.
+
+    A size of -1 is free; of the output it is that of the input.
+    """
 
     input_name: str = "in"
     output_name: str = "out"
     input_shape: tuple[int, ...] = (3,)
     output_shape: tuple[int, ...] = (3,)
     compute: Callable[[Any], Any] = lambda data: data * 2
+    input_dtype: str = "float32"
 
 
 def network_of(onnx: Path) -> Network:
@@ -178,9 +193,10 @@ def network_of(onnx: Path) -> Network:
     return Network(
         given.name,
         found.name,
-        tuple(given.shape[1:]),
+        tuple(d if isinstance(d, int) else -1 for d in given.shape[1:]),
         tuple(found.shape[1:]),
         lambda data: session.run(None, {given.name: data})[0],
+        {"tensor(float)": "float32", "tensor(uint8)": "uint8"}[given.type],
     )
 
 
@@ -200,8 +216,9 @@ class _Engine:
     def get_tensor_mode(self, name: str) -> str:
         return "INPUT" if name == self.network.input_name else "OUTPUT"
 
-    def get_tensor_dtype(self, _: str) -> Any:
-        return SimpleNamespace(name="FLOAT")
+    def get_tensor_dtype(self, name: str) -> Any:
+        kind = self.network.input_dtype if name == self.network.input_name else "float32"
+        return SimpleNamespace(name={"float32": "FLOAT", "uint8": "UINT8"}[kind])
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         is_input = name == self.network.input_name
@@ -209,7 +226,9 @@ class _Engine:
         rest = self.network.input_shape if is_input else self.network.output_shape
         return (-1 if free else 2, *rest)
 
-    def create_execution_context(self) -> _Context:
+    def create_execution_context(self) -> _Context | None:
+        if self._cuda.full:
+            return None
         self.contexts += 1
         if self._free and self.contexts > 1 and self.before_10:
             raise AssertionError("profile 0 has been chosen for another IExecutionContext")

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_tensorrt import FakeCuda, fake_tensorrt
+from fake_tensorrt import FakeCuda, Network, fake_tensorrt
 from onnx import helper, numpy_helper
 
 import boxwright.serve.backends
@@ -267,6 +267,87 @@ def test_graphs_are_captured_when_the_configuration_says_so(model_class, plan):
     model.initialize(arguments(folder, told, "GPU"))
     model.execute([Request(**{"in": rows(2, 0)})])
     assert "capture" in cuda.calls
+
+
+@pytest.fixture
+def picture_plan(plan, monkeypatch):
+    """The same, of rows of any length: the inputs of a plan of pictures."""
+    folder, cuda = plan
+    network = Network(input_shape=(-1, 3), output_shape=(-1, 3))
+    module = fake_tensorrt(cuda, most=4, free=True, network=network)
+    monkeypatch.setattr(backend_module, "load_tensorrt", lambda runtime: module)
+    return folder, cuda
+
+
+def pictures_config(batch: int, **parameters: str) -> dict:
+    told = config(batch, dims=("-1", "3") if batch else ("1", "-1", "3"))
+    return {**told, "parameters": {k: {"string_value": v} for k, v in parameters.items()}}
+
+
+def sized(*sizes: int) -> list[np.ndarray]:
+    return [np.full((1, size, 3), number, np.float32) for number, size in enumerate(sizes, 1)]
+
+
+@pytest.mark.parametrize(
+    ("told", "captures", "replays"),
+    [({}, 2, 8), ({"shapes": "1"}, 1, 4), ({"shapes": "0"}, 0, 0)],
+    ids=["by default", "1", "0"],
+)
+@pytest.mark.parametrize("batch", [0, 1])
+def test_picture_sizes_that_come_often_have_graphs(
+    model_class, picture_plan, batch, told, captures, replays
+):
+    folder, cuda = picture_plan
+    model = model_class("tensorrt")
+    model.initialize(arguments(folder, pictures_config(batch, **told), "GPU"))
+    for _ in range(6):
+        for given in sized(5, 7):
+            assert np.array_equal(answered(model, [given])[0], given * 2)
+    assert cuda.calls.count("capture") == captures and cuda.calls.count("replay") == replays
+    model.finalize()
+    assert not cuda.memory
+
+
+def test_a_turn_of_several_sizes_answers_each(model_class, picture_plan):
+    """Outputs of one context that runs several times in a turn are not overwritten."""
+    folder, cuda = picture_plan
+    model = model_class("tensorrt")
+    model.initialize(arguments(folder, pictures_config(4), "GPU"))
+    for _ in range(5):
+        given = sized(5, 7, 5, 9, 5, 5, 5, 7)
+        found = answered(model, given)
+        for one, other in zip(given, found, strict=True):
+            assert np.array_equal(one * 2, other)
+    assert cuda.calls.count("capture") >= 3
+    model.finalize()
+    assert not cuda.memory
+
+
+def test_a_plan_of_one_picture_size_keeps_nothing(model_class, plan):
+    folder, cuda = plan
+    model = model_class("tensorrt")
+    model.initialize(arguments(folder, config(4), "GPU"))
+    for _ in range(5):
+        model.execute([Request(**{"in": rows(2, 0)})])
+    assert "capture" not in cuda.calls and model.backend.kept_shapes is None
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ("many", "the parameter shapes is 'many', not a whole number"),
+        ("-1", "the parameter shapes is '-1', not a whole number"),
+        ("", "the parameter shapes is '', not a whole number"),
+        ("65", "shapes 65: it is not within 0 and 64"),
+    ],
+    ids=["text", "negative", "empty", "many"],
+)
+def test_a_wrong_number_of_shapes_is_refused(model_class, picture_plan, told, says):
+    with pytest.raises(RefusalError) as refused:
+        model_class("tensorrt").initialize(
+            arguments(picture_plan[0], pictures_config(1, shapes=told), "GPU")
+        )
+    assert says in str(refused.value) and "model.plan" in str(refused.value)
 
 
 @pytest.mark.parametrize(

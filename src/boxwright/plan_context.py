@@ -78,20 +78,27 @@ class Plan:
 
 
 class PlanContext:
-    """A context with its own stream; for one thread at a time."""
+    """A context with its own stream; for one thread at a time.
 
-    def __init__(self, plan: Plan, engine: Any, what: str) -> None:
+    Attributes:
+        stream: That it runs on.
+        graphs: Whether runs that follow are captured and replayed.
+    """
+
+    def __init__(self, plan: Plan, engine: Any, what: str, graphs: bool | None = None) -> None:
         """Make a context.
 
         Args:
             plan: What it shares with others.
             engine: The deserialised plan.
             what: The file, for errors.
+            graphs: Capture and replay CUDA graphs; None: as the plan wants.
 
         Raises:
             BackendError: There is not enough memory on the GPU.
         """
         self._plan, self._cuda = plan, plan.cuda
+        self.graphs = plan.wants_graph if graphs is None else graphs
         self._context = engine.create_execution_context()
         if self._context is None:
             raise BackendError(
@@ -237,7 +244,7 @@ class PlanContext:
     def _addresses(self, values: dict[str, Any]) -> dict[str, int]:
         """Return the inputs that are bound where they lie; the others go through own buffers."""
         direct: dict[str, int] = {}
-        capturing = self._plan.wants_graph and not self._plan.obstacle
+        capturing = self.graphs and not self._plan.obstacle
         for name, value in values.items():
             if not isinstance(value, DeviceArray):
                 continue
@@ -334,7 +341,7 @@ class PlanContext:
             BackendError: The network fails.
         """
         plan = self._plan
-        if not plan.wants_graph or plan.obstacle or self._graph_key() in self._graphs:
+        if not self.graphs or plan.obstacle or self._graph_key() in self._graphs:
             return
         if plan.dependent:
             plan.obstacle = "its outputs' sizes depend on the data"

@@ -4,26 +4,28 @@ Memory, streams, events and graphs are the CUDA runtime's own, through cuda-bind
 host go through pinned memory; inputs that lie on the GPU already are read where they are. The
 network is captured as a CUDA graph for each new shape and replayed, which saves the launches of its
 kernels. A plan whose outputs depend on the data (ONNX NonMaxSuppression) cannot be captured and
-runs launch by launch. Several contexts of one plan keep several batches in flight.
+runs launch by launch. Several contexts of one plan keep several batches in flight. A plan whose
+pictures may have any size keeps a context and a graph for each of the sizes that come often.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
 from boxwright.backends import BackendKind, BackendOptions, Feed, StepTimes
 from boxwright.devices import device_from_text
 from boxwright.engine_record import EngineRecord, check_fits, read_plan, read_record
-from boxwright.errors import BackendError, MissingExtraError
+from boxwright.errors import BackendError, MissingExtraError, RequestError
 from boxwright.frame_lane import FrameLane
 from boxwright.gpu_preprocess import Letterbox
+from boxwright.kept_shapes import KeptShapes, OpenedContext
 from boxwright.nvidia import (
     TITLES,
     PlanRuntime,
@@ -36,6 +38,7 @@ from boxwright.nvidia import (
     version_numbers,
 )
 from boxwright.plan_context import Plan, PlanContext
+from boxwright.shape_policy import DEFAULT_PLACES, MOST_PLACES, SEEN_BEFORE_PLACE
 from boxwright.types import Preprocess, TensorInfo
 
 __all__ = ["BACKEND", "TensorRtBackend", "Ticket"]
@@ -49,6 +52,8 @@ _DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
+_Found = TypeVar("_Found")
+_LEAVE_BYTES = 256 << 20  # of the GPU, to what is not a context of a kept shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,11 @@ class TensorRtBackend:
         self._free: deque[int] = deque()
         self._in_flight: dict[int, int] = {}  # number of a ticket -> context
         self._count = 0
+        self._kept: KeptShapes | None = None
+        self._last: PlanContext | None = None  # in which `infer` ran
         self.reserve_contexts(contexts)
+        if options.cuda_graph and self.has_free_sizes:
+            self.keep_shapes(DEFAULT_PLACES)
 
     def _open_runtime(self, record: EngineRecord | None) -> Any:
         trt = self._trt
@@ -172,6 +181,58 @@ class TensorRtBackend:
             with self._lock:
                 self._free.append(len(self._contexts))
                 self._contexts.append(context)
+
+    def keep_shapes(self, count: int) -> None:
+        """Let up to `count` shapes of the inputs have a context and a CUDA graph of their own.
+
+        A shape gets one when it has come a few times (`ShapePolicy`); all others run in the first
+        context, without a graph. A plan that has other free sizes than the batch, opened with
+        graphs, keeps 8. Each takes the memory of a context on the GPU, and before TensorRT 10 of an
+        engine; where that is short (256 MiB stay free), the shape runs in the first context, and
+        it is not tried again. What was kept before is freed.
+
+        Args:
+            count: 0 for none: then the first context captures each new shape, if graphs are wanted.
+
+        Raises:
+            RequestError: The number is not within 0 and 64, or the plan takes one shape only.
+        """
+        what = f"shapes {count}"
+        if not 0 <= count <= MOST_PLACES:
+            raise RequestError(what, f"it is not within 0 and {MOST_PLACES}", "give e.g. 8")
+        if count and not any(isinstance(d, str) for i in self.inputs for d in i.shape):
+            raise RequestError(what, "the plan takes one shape only", "drop it")
+        self._select_device()
+        if self._kept is not None:
+            self._kept.close()
+        self._last = None
+        self._kept = None
+        if count:
+            self._kept = KeptShapes(self.inputs, count, self._open_kept, self._check_room)
+
+    def _open_kept(self) -> OpenedContext:
+        engine = self._deserialize(self._data) if self._data else self._engines[0]
+        return OpenedContext(PlanContext(self._plan, engine, self._what, graphs=True), engine)
+
+    def _check_room(self) -> None:
+        """Refuse to take the last memory of the GPU, which larger pictures will ask for.
+
+        Raises:
+            BackendError: Less than 256 MiB are free.
+        """
+        free, _ = cuda_result(self._cuda.cudaMemGetInfo(), "cudaMemGetInfo")  # and the total
+        if free < _LEAVE_BYTES:
+            raise BackendError("kept shapes", f"{free >> 20} MiB are left", "keep fewer")
+
+    @property
+    def kept_shapes(self) -> KeptShapes | None:
+        """The shapes that have a context of their own; None where none may have."""
+        return self._kept
+
+    @property
+    def has_free_sizes(self) -> bool:
+        """Whether an input has other free sizes than the batch: pictures of any size."""
+        return any(isinstance(d, str) for i in self.inputs for d in i.shape[1:])
 
     @property
     def contexts(self) -> int:
@@ -218,6 +279,8 @@ class TensorRtBackend:
         """Runtime, version, GPU, and why there is no CUDA graph where there is none."""
         if self._plan.obstacle:
             return f"{self._name}, no CUDA graph: {self._plan.obstacle})"
+        if self._kept is not None:
+            return f"{self._name}, CUDA graphs of up to {self._kept.places} shapes)"
         return f"{self._name}, CUDA graph)" if self._plan.wants_graph else f"{self._name})"
 
     @property
@@ -244,7 +307,10 @@ class TensorRtBackend:
         """
         if name not in {i.name for i in self.inputs}:
             raise BackendError("inference", f"the plan has no input {name}", "check the name")
-        return self._first().input_view(name, shape, dtype)
+        first = self._first()
+        if self._kept is not None:
+            return self._kept.input_view(first, name, shape, dtype)
+        return first.input_view(name, shape, dtype)
 
     def infer(self, feed: Feed | Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Run once; the outputs are views of pinned memory until the next call.
@@ -256,9 +322,25 @@ class TensorRtBackend:
         Raises:
             BackendError: The feed does not fit the plan, or the run fails.
         """
+
+        def call(context: PlanContext) -> dict[str, npt.NDArray[Any]]:
+            context.start(feed)
+            return context.finish()
+
+        return self._run(feed, call)
+
+    def _run(self, feed: Mapping[str, Any], call: Callable[[PlanContext], _Found]) -> _Found:
+        """Run one inference in the context of its shape, or in the first."""
         first = self._first()
-        first.start(feed)
-        return first.finish()
+        if self._kept is None:
+            self._last = first
+            return call(first)
+        first.graphs = False  # a shape that is seldom here is not worth a capture
+        try:
+            self._last, found = self._kept.run(feed, first, call)
+        finally:
+            first.graphs = self._plan.wants_graph
+        return found
 
     def _select_device(self) -> None:
         """Make the plan's GPU the current one of this thread, where it is not the first."""
@@ -282,9 +364,12 @@ class TensorRtBackend:
         Raises:
             BackendError: The feed does not fit the plan, or the run fails.
         """
-        first = self._first()
-        times = StepTimes(*first.run_timed(feed))
-        return first.outputs(), times
+
+        def call(context: PlanContext) -> tuple[dict[str, npt.NDArray[Any]], StepTimes]:
+            times = StepTimes(*context.run_timed(feed))
+            return context.outputs(), times
+
+        return self._run(feed, call)
 
     @property
     def launch_clock(self) -> str:
@@ -300,9 +385,10 @@ class TensorRtBackend:
         Raises:
             BackendError: The feed does not fit the plan, or a run fails.
         """
-        self.infer(feed)
-        first = self._first()
-        return [first.launch_timed() for _ in range(count)]
+        for _ in range(1 if self._kept is None else SEEN_BEFORE_PLACE):
+            self.infer(feed)
+        assert self._last is not None
+        return [self._last.launch_timed() for _ in range(count)]
 
     # -- several at once
 
@@ -387,6 +473,9 @@ class TensorRtBackend:
 
     def close(self) -> None:
         """Free contexts, buffers and the plan; a second call does nothing."""
+        if self._kept is not None:
+            self._kept.close()
+        self._last = None
         for context in self._contexts:
             context.close()
         self._contexts.clear()

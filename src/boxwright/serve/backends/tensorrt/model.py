@@ -29,12 +29,14 @@ class TritonPythonModel:
             from boxwright.backends import BackendOptions
             from boxwright.backends.tensorrt import TensorRtBackend
             from boxwright.errors import BoxwrightError
+            from boxwright.shape_policy import DEFAULT_PLACES
         except ImportError as error:
             raise pb_utils.TritonModelException(
                 f"{file}: plans need Boxwright in the Python of the server's models, and it cannot "
                 f"be imported ({error}); start the server with: boxwright serve"
             ) from None
         # A captured graph is of one batch size, and batches vary here: as asked, off by default.
+        # Pictures of free size have graphs for the sizes that come often, unless shapes says "0".
         graphs = self.config.get("optimization", {}).get("cuda", {}).get("graphs", False)
         options = BackendOptions(
             device=f"cuda:{args['model_instance_device_id']}", cuda_graph=bool(graphs)
@@ -43,6 +45,7 @@ class TritonPythonModel:
             self.backend = TensorRtBackend(file, options)
             check_tensors(self.config, "input", _tensors(self.backend.inputs))
             check_tensors(self.config, "output", _tensors(self.backend.outputs))
+            self._keep_shapes(DEFAULT_PLACES)
         except (BoxwrightError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{file}: {error}") from None
         self.names = [entry["name"] for entry in self.config["input"]]
@@ -54,6 +57,24 @@ class TritonPythonModel:
             for entry in self.config["input"]
             if self.largest and ranks[entry["name"]] == len(entry["dims"])
         }
+
+    def _keep_shapes(self, default):
+        """Let so many shapes have contexts of their own as the parameter `shapes` says.
+
+        Args:
+            default: Without it, for plans of pictures of any size; other plans have none.
+        """
+        told = self.config.get("parameters", {}).get("shapes")
+        if told is None:
+            self.backend.keep_shapes(default if self.backend.has_free_sizes else 0)
+            return
+        text = told["string_value"].strip()
+        if not (text.isascii() and text.isdigit()):
+            raise ValueError(
+                f"the parameter shapes is {text!r}, not a whole number (of the shapes of input "
+                'that have a CUDA graph of their own; "0" for none)'
+            )
+        self.backend.keep_shapes(int(text))
 
     def execute(self, requests):
         """Answer requests; those that fit together run as one batch."""
