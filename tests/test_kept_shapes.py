@@ -169,10 +169,10 @@ def test_the_last_memory_is_left_to_others(opened, cuda):
     backend = opened()
     backend.keep_shapes(1)
     run(backend, 5, 5, 9)
-    before, cuda.free_bytes = len(cuda.memory), 255 << 20
+    before, cuda.free_bytes = len(cuda.memory), (8 << 30) - 1
     run(backend, *[5] * 10)
     assert len(cuda.memory) == before and backend.kept_shapes.shapes == ()
-    cuda.free_bytes = 256 << 20
+    cuda.free_bytes = 8 << 30
     run(backend, *[7] * 4)
     assert backend.kept_shapes.shapes == (((1, 7, 3),),)
 

@@ -53,7 +53,7 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _Found = TypeVar("_Found")
-_LEAVE_BYTES = 256 << 20  # of the GPU, to what is not a context of a kept shape
+_LEAVE_SHARE = 0.25  # of the GPU's memory, to what is not a context of a kept shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class TensorRtBackend:
         A shape gets one when it has come a few times (`ShapePolicy`); all others run in the first
         context, without a graph. A plan that has other free sizes than the batch, opened with
         graphs, keeps 8. Each takes the memory of a context on the GPU, and before TensorRT 10 of an
-        engine; where that is short (256 MiB stay free), the shape runs in the first context, and
+        engine; where that is short (a quarter of the GPU's stays free), the shape runs in the first context, and
         it is not tried again. What was kept before is freed.
 
         Args:
@@ -215,13 +215,13 @@ class TensorRtBackend:
         return OpenedContext(PlanContext(self._plan, engine, self._what, graphs=True), engine)
 
     def _check_room(self) -> None:
-        """Refuse to take the last memory of the GPU, which larger pictures will ask for.
+        """Refuse to take memory of the GPU that larger pictures, or others, will ask for.
 
         Raises:
-            BackendError: Less than 256 MiB are free.
+            BackendError: Less than a quarter is free.
         """
-        free, _ = cuda_result(self._cuda.cudaMemGetInfo(), "cudaMemGetInfo")  # and the total
-        if free < _LEAVE_BYTES:
+        free, total = cuda_result(self._cuda.cudaMemGetInfo(), "cudaMemGetInfo")
+        if free < total * _LEAVE_SHARE:
             raise BackendError("kept shapes", f"{free >> 20} MiB are left", "keep fewer")
 
     @property
