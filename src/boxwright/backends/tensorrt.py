@@ -218,7 +218,10 @@ class TensorRtBackend:
         """Runtime, version, GPU, and why there is no CUDA graph where there is none."""
         if self._plan.obstacle:
             return f"{self._name}, no CUDA graph: {self._plan.obstacle})"
-        return f"{self._name}, CUDA graph)" if self._plan.wants_graph else f"{self._name})"
+        if not self._plan.wants_graph:
+            return f"{self._name})"
+        alone = self._plan.frames_obstacle
+        return f"{self._name}, CUDA graph{' of the network alone: ' if alone else ''}{alone})"
 
     @property
     def largest_batch(self) -> int | None:
