@@ -271,6 +271,35 @@ def latency_parts(bench: Bench) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def equal_to_launches(bench: Bench) -> dict[str, Any]:
+    """Hold frames through the graph against the same plan without graphs, number by number.
+
+    Frames of all sizes in turns, some of them 4K, so that memory grows and graphs are dropped.
+    """
+    large = [np.tile(i, (6, 6, 1))[:2160, :3840].copy() for i in bench.images[:3]]
+    images = bench.images[:20] + large + bench.images[20:40] + large[:1] + bench.images
+    other, worst_px, worst_score = 0, 0.0, 0.0
+    with load(bench.wishes.plan, quiet=True, cuda_graph=False) as plain:
+        streams = [
+            Stream(d, batch=1, lanes=1, preprocess="gpu") for d in (plain, bench.detector)
+        ]  # fmt: skip
+        try:
+            for image in images:
+                (want,), (mine,) = (s.detect_now([image]) for s in streams)
+                if not np.array_equal(want.class_ids, mine.class_ids):
+                    other += 1
+                elif len(want):
+                    worst_px = max(worst_px, float(np.abs(want.xyxy - mine.xyxy).max()))
+                    worst_score = max(worst_score, float(np.abs(want.scores - mine.scores).max()))
+        finally:
+            for stream in streams:
+                stream.close()
+    return {
+        "frames": len(images), "other_frames": other, "worst_px": worst_px,
+        "worst_score_gap": worst_score, "runs_on": bench.backend.description,
+    }  # fmt: skip
+
+
 def latency_of_call(bench: Bench) -> dict[str, Any]:
     """Time the public call `detector(frame)`."""
     samples = []
@@ -583,6 +612,7 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     shares = [float(n) for n in bench.wishes.hardware.split(",") if n]
     yield "latency gpu preprocess", lambda: latency(bench, "gpu")
     yield "latency parts", lambda: latency_parts(bench)
+    yield "latency equal to launches", lambda: equal_to_launches(bench)
     yield "latency host preprocess", lambda: latency(bench, "host")
     yield "latency detector call", lambda: latency_of_call(bench)
     yield "bare batch 1", lambda: bare(bench, 1, 1)
