@@ -35,6 +35,7 @@ class FakeCuda:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.memory: dict[int, Any] = {}
+        self.freed: list[Any] = []  # a block comes again where one of its size is asked for
         self.capturing: list[Callable[[], None]] | None = None
         self.graphs: list[list[Callable[[], None]]] = []
         self.places: dict[int, int] = {}  # address -> GPU, where that is not 0
@@ -56,7 +57,9 @@ class FakeCuda:
         assert self.capturing is None, "memory is not taken while a stream is captured"
         if self.full:
             return (Status(2), 0)
-        block = ctypes.create_string_buffer(size)
+        same = [block for block in self.freed if len(block) == size]
+        block = same[-1] if same else ctypes.create_string_buffer(size)
+        self.freed = [other for other in self.freed if other is not block]
         address = ctypes.addressof(block)
         self.memory[address] = block
         return (0, address)
@@ -69,7 +72,7 @@ class FakeCuda:
         return self._allocate(size)
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:  # noqa: N802
-        del self.memory[address]
+        self.freed.append(self.memory.pop(address))
         return (0,)
 
     cudaFreeHost = cudaFree  # noqa: N815

@@ -168,6 +168,8 @@ def test_a_batch_that_is_filled_up_has_zeros(lane, cuda, expected):
         assert np.array_equal(found, expected(pictures, 3)), seed
         assert not found[count:].any()
     assert cuda.calls.count("capture") == 1
+    for batch in (1, 2, 4, 1):  # the same pictures, other batches
+        assert np.array_equal(run(lane, pictures, batch=batch), expected(pictures, batch))
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -304,6 +306,10 @@ def test_a_call_that_fails_leaves_the_lane_usable(backend, lane, cuda, expected,
             run(lane, pictures)
         assert "of the network alone" in backend.description
     cuda.refuses = ""
+    cuda.calls.clear()
+    if before == 0:
+        assert np.array_equal(run(lane, pictures), expected(pictures))
+        assert "capture" not in way(cuda), "no run has come through yet"
     for seed in range(3):
         pictures = pictures_of((480, 640), seed=seed)
         assert np.array_equal(run(lane, pictures), expected(pictures))
