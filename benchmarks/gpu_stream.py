@@ -280,9 +280,8 @@ def equal_to_launches(bench: Bench) -> dict[str, Any]:
     images = bench.images[:20] + large + bench.images[20:40] + large[:1] + bench.images
     other, worst_px, worst_score = 0, 0.0, 0.0
     with load(bench.wishes.plan, quiet=True, cuda_graph=False) as plain:
-        streams = [
-            Stream(d, batch=1, lanes=1, preprocess="gpu") for d in (plain, bench.detector)
-        ]  # fmt: skip
+        detectors = (plain, bench.detector)
+        streams = [Stream(d, batch=1, lanes=1, preprocess="gpu") for d in detectors]
         try:
             for image in images:
                 (want,), (mine,) = (s.detect_now([image]) for s in streams)
