@@ -47,6 +47,7 @@ from boxwright.stream.gpu_decode import open_decoder
 from boxwright.types import Detections, Latency
 
 _WARM_BATCHES = 6
+_PART_FRAMES = 500
 _PACKAGES = (
     "numpy", "opencv-python-headless", "tensorrt", "cuda-bindings", "nvidia-nvimgcodec-cu12",
     "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg-cu12", "nvidia-nvjpeg", "nvidia-cuda-nvrtc",
@@ -208,6 +209,99 @@ def latency(bench: Bench, preprocess: str) -> dict[str, Any]:
             stream.detect_now([image])
             samples.append((perf_counter() - begin) * 1e3)
     return {**summary(1, samples), "agreement": compare(found, bench.expected)}
+
+
+def latency_parts(bench: Bench) -> dict[str, Any]:
+    """Say where a frame's time goes: by the host's clock, and by CUDA events.
+
+    Each is the median of frames that pass one after the other: `host_*` of the way of `detect_now`,
+    `gpu_*` of runs with events between, launch by launch or around the graph.
+    """
+    detector, spec = bench.detector, bench.detector.spec
+    settings, batch = detector.settings(), detector.fixed_batch or 1
+    (lane,) = bench.backend.frame_lanes(spec.preprocess, spec.input_size, 1)
+    samples: dict[str, list[float]] = {}
+
+    def took(name: str, since: float) -> float:
+        now = perf_counter()
+        samples.setdefault(name, []).append((now - since) * 1e3)
+        return now
+
+    def one(image: Any) -> None:
+        begin = now = perf_counter()
+        places = lane.reserve([image], batch)
+        now = took("host_reserve_ms", now)
+        lane._send([image])
+        now = took("host_copy_and_send_ms", now)
+        lane._launch()
+        now = took("host_launch_ms", now)
+        samples.setdefault("host_until_launched_ms", []).append((now - begin) * 1e3)
+        outputs = lane.finish(patient=False)
+        now = took("host_wait_ms", now)
+        detector.postprocess(outputs, places, settings)
+        took("host_postprocess_ms", now)
+        took("host_whole_ms", begin)
+
+    def apart(image: Any) -> None:
+        lane.reserve([image], batch)
+        begin = perf_counter()
+        lane.fill(0, image)
+        took("host_copy_alone_ms", begin)
+        names = ("gpu_copy_in_ms", "gpu_letterbox_ms", "gpu_network_ms", "gpu_copy_out_ms")
+        for name, value in zip(names, lane.run_in_parts(), strict=True):
+            samples.setdefault(name, []).append(value)
+
+    def around(image: Any) -> None:
+        lane.reserve([image], batch)
+        for name, value in zip(
+            ("gpu_send_ms", "gpu_graph_ms"), lane.run_timed([image]), strict=True
+        ):
+            samples.setdefault(name, []).append(value)
+
+    try:
+        for work in (one, apart, around):
+            for image in bench.images:
+                work(image)
+        samples.clear()
+        for work in (one, apart, around):
+            for image in islice(cycle(bench.images), _PART_FRAMES):
+                work(image)
+    finally:
+        lane.close()
+    medians = {name: float(np.median(values)) for name, values in samples.items()}
+    p95 = {name: float(np.percentile(values, 95)) for name, values in samples.items()}
+    return {
+        "frames": _PART_FRAMES, **medians, "runs_on": bench.backend.description, "p95": p95,
+        "samples": samples,
+    }  # fmt: skip
+
+
+def equal_to_launches(bench: Bench) -> dict[str, Any]:
+    """Hold frames through the graph against the same plan without graphs, number by number.
+
+    Frames of all sizes in turns, some of them 4K, so that memory grows and graphs are dropped.
+    """
+    large = [np.tile(i, (6, 6, 1))[:2160, :3840].copy() for i in bench.images[:3]]
+    images = bench.images[:20] + large + bench.images[20:40] + large[:1] + bench.images
+    other, worst_px, worst_score = 0, 0.0, 0.0
+    with load(bench.wishes.plan, quiet=True, cuda_graph=False) as plain:
+        detectors = (plain, bench.detector)
+        streams = [Stream(d, batch=1, lanes=1, preprocess="gpu") for d in detectors]
+        try:
+            for image in images:
+                (want,), (mine,) = (s.detect_now([image]) for s in streams)
+                if not np.array_equal(want.class_ids, mine.class_ids):
+                    other += 1
+                elif len(want):
+                    worst_px = max(worst_px, float(np.abs(want.xyxy - mine.xyxy).max()))
+                    worst_score = max(worst_score, float(np.abs(want.scores - mine.scores).max()))
+        finally:
+            for stream in streams:
+                stream.close()
+    return {
+        "frames": len(images), "other_frames": other, "worst_px": worst_px,
+        "worst_score_gap": worst_score, "runs_on": bench.backend.description,
+    }  # fmt: skip
 
 
 def latency_of_call(bench: Bench) -> dict[str, Any]:
@@ -527,6 +621,8 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     batch, most = bench.wishes.batch, max(bench.threads)
     shares = [float(n) for n in bench.wishes.hardware.split(",") if n]
     yield "latency gpu preprocess", lambda: latency(bench, "gpu")
+    yield "latency parts", lambda: latency_parts(bench)
+    yield "latency equal to launches", lambda: equal_to_launches(bench)
     yield "latency host preprocess", lambda: latency(bench, "host")
     yield "latency detector call", lambda: latency_of_call(bench)
     yield "bare batch 1", lambda: bare(bench, 1, 1)

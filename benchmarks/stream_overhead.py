@@ -130,13 +130,11 @@ class FreeContext:
     def attach_thread(self) -> None:
         pass
 
-    def input_address(self, *_: Any) -> int:
+    def bind_own(self, *_: Any) -> int:
         return 4096
 
-    def bind(self, *_: Any) -> None:
+    def start_frames(self, *_: Any) -> None:
         pass
-
-    start_bound = bind
 
     def finish(self, *, patient: bool = False) -> dict[str, Any]:
         return dict(self._outputs)
@@ -156,7 +154,7 @@ class FreeBackend:
     def frame_lanes(self, rules: Preprocess, size: tuple[int, int], count: int) -> list[FrameLane]:
         plan: Any = Plan.__new__(Plan)
         plan.inputs, plan.cuda, plan.device = self.inputs, self.cuda, 0
-        kernel: Any = SimpleNamespace(launch=lambda *_: None)
+        kernel: Any = SimpleNamespace(launcher=lambda *_: lambda: None)
         contexts: list[Any] = [FreeContext(self.answers) for _ in range(count)]
         return [FrameLane(plan, c, kernel, rules, size) for c in contexts]
 

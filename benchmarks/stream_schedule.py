@@ -63,7 +63,7 @@ def _pretend(wishes: argparse.Namespace) -> None:
     class Context(stream_overhead.FreeContext):
         until = 0.0
 
-        def start_bound(self, *_: Any) -> None:
+        def start_frames(self, *_: Any) -> None:
             self.until = card.start()
 
         def finish(self, *, patient: bool = False) -> dict[str, Any]:

@@ -35,13 +35,15 @@ class FakeCuda:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.memory: dict[int, Any] = {}
+        self.freed: list[Any] = []  # a block comes again where one of its size is asked for
         self.capturing: list[Callable[[], None]] | None = None
         self.graphs: list[list[Callable[[], None]]] = []
         self.places: dict[int, int] = {}  # address -> GPU, where that is not 0
         self.full = False
         self.free_bytes = 1 << 34
-        self.capture_fails = False
         self.broken: set[int] = set()  # graphs whose launch fails
+        self.capture_limit: int | None = None  # how many calls a capture may hold
+        self.refuses = ""  # a kind of copy
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         if not name.startswith("cuda"):
@@ -54,9 +56,12 @@ class FakeCuda:
         return call
 
     def _allocate(self, size: int) -> tuple[Any, ...]:
+        assert self.capturing is None, "memory is not taken while a stream is captured"
         if self.full:
             return (Status(2), 0)
-        block = ctypes.create_string_buffer(size)
+        same = [block for block in self.freed if len(block) == size]
+        block = same[-1] if same else ctypes.create_string_buffer(size)
+        self.freed = [other for other in self.freed if other is not block]
         address = ctypes.addressof(block)
         self.memory[address] = block
         return (0, address)
@@ -69,16 +74,41 @@ class FakeCuda:
         return self._allocate(size)
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:  # noqa: N802
-        del self.memory[address]
+        self.freed.append(self.memory.pop(address))
         return (0,)
 
     cudaFreeHost = cudaFree  # noqa: N815
 
     def cudaMemcpyAsync(self, to: int, of: int, size: int, kind: int, _: Any) -> tuple[Any, ...]:  # noqa: N802
-        self.calls.append({1: "copy_in", 2: "copy_out", 3: "copy_across"}[kind])
-        assert to in self.memory and of in self.memory, "memory that was freed or never taken"
-        assert size <= min(len(self.memory[to]), len(self.memory[of]))
-        ctypes.memmove(to, of, size)
+        name = {1: "copy_in", 2: "copy_out", 3: "copy_across"}[kind]
+        if self.refuses == name:
+            return (Status(1),)
+
+        def copy() -> None:
+            assert min(self.room(to), self.room(of)) >= size > 0, "memory that is not there"
+            ctypes.memmove(to, of, size)
+
+        self.do(name, copy)
+        return (0,)
+
+    def room(self, address: int) -> int:
+        """Return how many bytes are there from an address on; 0 where the memory was freed."""
+        for start, block in self.memory.items():
+            if start <= address < start + len(block):
+                return start + len(block) - address
+        return 0
+
+    def do(self, name: str, work: Callable[[], None]) -> None:
+        """Do something on the stream, or keep it where that is captured."""
+        if self.capturing is not None:
+            self.capturing.append(work)
+            return
+        self.calls.append(name)
+        work()
+
+    def cudaStreamSynchronize(self, _: Any) -> tuple[Any, ...]:  # noqa: N802
+        self.calls.append("cudaStreamSynchronize")
+        assert self.capturing is None, "that ends a capture"
         return (0,)
 
     def cudaMemGetInfo(self) -> tuple[Any, ...]:  # noqa: N802
@@ -97,7 +127,7 @@ class FakeCuda:
 
     def cudaStreamEndCapture(self, _: Any) -> tuple[Any, ...]:  # noqa: N802
         kept, self.capturing = self.capturing or [], None
-        if self.capture_fails:
+        if self.capture_limit is not None and len(kept) > self.capture_limit:
             return (Status(900), None)
         self.graphs.append(kept)
         return (0, len(self.graphs))
@@ -148,11 +178,7 @@ class _Context:
         return True
 
     def execute_async_v3(self, _: int) -> bool:
-        if self._cuda.capturing is not None:
-            self._cuda.capturing.append(self._work(dict(self.addresses), self.shape))
-            return True
-        self._cuda.calls.append("launch")
-        self._work(dict(self.addresses), self.shape)()
+        self._cuda.do("launch", self._work(dict(self.addresses), self.shape))
         return True
 
     def _work(self, addresses: dict[str, int], shape: tuple[int, ...]) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_tensorrt import FakeCuda
 
 from boxwright.gpu_preprocess import SOURCE
 
@@ -74,8 +75,8 @@ class HostKernel:
 class FakeDriver:
     """The part of `cuda.bindings.driver` that launches the kernel; it runs on the host."""
 
-    def __init__(self, kernel: HostKernel) -> None:
-        self._kernel = kernel
+    def __init__(self, kernel: HostKernel, cuda: FakeCuda) -> None:
+        self._kernel, self._cuda = kernel, cuda
         self.launches: list[int] = []
 
     def cuModuleLoadData(self, code: bytes) -> tuple[int, int]:  # noqa: N802
@@ -95,6 +96,10 @@ class FakeDriver:
         values = [k.from_address(p).value for k, p in zip(kinds, places, strict=True)]
         numbers = np.array(values[5:], np.float32)
         sizes = (count, *values[2:5])
-        self._kernel.run_at(values[0], values[1], sizes, numbers[:3], numbers[3:].copy())
-        self.launches.append(count)
+
+        def work() -> None:
+            self._kernel.run_at(values[0], values[1], sizes, numbers[:3], numbers[3:].copy())
+            self.launches.append(count)
+
+        self._cuda.do("letterbox", work)
         return (0,)

@@ -231,7 +231,7 @@ def test_a_wrong_feed_costs_nobody_a_place(opened, given, words):
 
 
 def test_a_plan_that_cannot_be_captured_runs_in_its_places(opened, cuda):
-    cuda.capture_fails = True
+    cuda.capture_limit = 0
     backend = opened()
     run(backend, *[5, 7] * 6)
     assert cuda.calls.count("capture") == 1 and "no CUDA graph" in backend.description

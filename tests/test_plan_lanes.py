@@ -290,8 +290,8 @@ def kernel(tmp_path_factory) -> HostKernel:
 
 
 @pytest.fixture
-def driver(kernel, monkeypatch) -> FakeDriver:
-    fake = FakeDriver(kernel)
+def driver(kernel, monkeypatch, cuda) -> FakeDriver:
+    fake = FakeDriver(kernel, cuda)
     monkeypatch.setattr(gpu_preprocess, "cuda_driver", lambda: fake)
     monkeypatch.setattr(gpu_preprocess, "compile_source", lambda *_: b"code")
     return fake

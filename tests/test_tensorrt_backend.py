@@ -120,7 +120,7 @@ def test_outputs_that_depend_on_the_data_are_sized_by_the_allocator(opened, cuda
 
 def test_a_plan_that_cannot_be_captured_says_so_and_runs(opened, cuda):
     backend = opened()
-    cuda.capture_fails = True
+    cuda.capture_limit = 0
     for _ in range(2):
         assert np.array_equal(backend.infer(feed(2))["out"], feed(2)["in"] * 2)
     assert cuda.calls.count("capture") == 1 and "no CUDA graph" in backend.description

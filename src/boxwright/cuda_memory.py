@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ class DeviceBuffers:
     ) -> npt.NDArray[Any]:
         """Return a tensor's pinned memory as an array; valid until its buffer grows."""
         kind = np.dtype(dtype)
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         if count == 0:
             return np.empty(shape, kind)
         memory = (ctypes.c_byte * (count * kind.itemsize)).from_address(
@@ -81,10 +82,10 @@ class DeviceBuffers:
         array: npt.NDArray[Any] = np.frombuffer(memoryview(memory), kind, count)
         return array.reshape(shape)
 
-    def copy_in(self, name: str, size_bytes: int) -> None:
-        """Start copying a tensor to the device."""
+    def copy_in(self, name: str, size_bytes: int, offset_bytes: int = 0) -> None:
+        """Start copying a tensor, or a piece of it, to the device."""
         buffer, kind = self._buffers[name], self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(buffer.device, buffer.host, size_bytes, kind)
+        self._copy(buffer.device + offset_bytes, buffer.host + offset_bytes, size_bytes, kind)
 
     def copy_out(self, name: str, size_bytes: int) -> None:
         """Start copying a tensor to the host."""

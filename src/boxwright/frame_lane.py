@@ -2,12 +2,17 @@
 
 A lane is a context with memory for a batch of pictures. Their records and the pixels of those that
 lie on the host travel together in one copy; pictures that a decoder left on the GPU are read where
-they are. Then the letterbox kernel and the network run on the lane's stream.
+they are. Then the letterbox kernel, the network and the copy of the outputs run on the lane's
+stream, from the second batch of a size on as one CUDA graph. The graph knows where records, tensor
+and outputs lie, and the number of pictures; their sizes are in the records.
+
+Who waits for a frame has its pixels sent in pieces: one travels while the host copies the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +22,7 @@ import numpy.typing as npt
 from boxwright.cuda_memory import DeviceBuffers
 from boxwright.device_arrays import DeviceArray, device_array, is_on_device
 from boxwright.errors import ImageError
-from boxwright.gpu_preprocess import PICTURE, Letterbox, picture_record
+from boxwright.gpu_preprocess import PICTURE, RECORD, Letterbox, picture_record
 from boxwright.nvidia import cuda_result
 from boxwright.plan_context import Plan, PlanContext
 from boxwright.preprocess import Placement, place
@@ -28,7 +33,12 @@ __all__ = ["FrameLane"]
 _STAGING = "pictures"
 _ALIGNMENT = 256
 _SIZES = 1024  # of pictures, whose placements are kept
+# n pieces cost n calls of about 4 µs, and the last one's time on a bus of about 30 GB/s; the sum is
+# least at n = sqrt(size / (time of a call * rate of the bus)).
+_CALL_BYTES = 128 << 10
 _GROWTH = 1.25  # pinned memory is slow to get, so that it grows by more than is asked for
+
+_Record = tuple[tuple[float, float], tuple[int, ...]]  # scales; sizes and place
 
 
 class FrameLane:
@@ -56,15 +66,18 @@ class FrameLane:
         """
         self._rules = rules
         # Pictures of one size lie alike; collections have a few sizes.
-        self._place = lru_cache(_SIZES)(lambda source: place(source, size, rules))
+        self._placed = lru_cache(_SIZES)(lambda source: _placed(source, size, rules))
         self._plan, self._context, self._letterbox = plan, context, letterbox
         self._info = plan.inputs[0]
         self._buffers = DeviceBuffers(plan.cuda, context.stream)
-        self._capacity = 0
+        self._pixels: npt.NDArray[np.uint8] = np.empty(0, np.uint8)  # the staging memory
         self._offsets: list[int] = []
-        self._records: npt.NDArray[Any] = np.empty(0, PICTURE)
-        self._held: list[DeviceArray] = []
+        self._places: list[Placement] = []
+        self._shape: tuple[int, ...] = ()  # of the batch
         self._end = 0
+        self._standing: tuple[Any, ...] | None = None  # layout whose records are in place
+        self._kernel: tuple[tuple[int, int, int], Callable[[], None]] | None = None
+        self._held: list[DeviceArray] = []
 
     def reserve(
         self,
@@ -84,36 +97,46 @@ class FrameLane:
             ImageError: A picture on the GPU is not one.
             BackendError: There is no memory left.
         """
+        sizes = tuple(p.shape for p in pictures if isinstance(p, np.ndarray))
+        layout = (batch, sizes) if len(sizes) == len(pictures) else None
+        if layout is not None and layout == self._standing:
+            return self._places
+        self._standing = None
         places: list[Placement] = []
-        rows: list[tuple[int | float, ...]] = []
-        self._offsets, end = [], _aligned(batch * PICTURE.itemsize)
+        rows: list[tuple[bool, int, int, bool, _Record]] = []
+        offsets, end = [], _aligned(batch * PICTURE.itemsize)
         swap = self._rules.color == "rgb"
         for picture in pictures:
             if is_on_device(picture):
                 array = self._on_device(picture)
-                shape, address, pitch = array.shape, array.pointer, array.strides[0]
-                turn = swap != device_is_rgb
-                self._offsets.append(-1)
+                shape, offset = array.shape, -1
+                row = (False, array.pointer, array.strides[0], swap != device_is_rgb)
             else:
-                shape, address, pitch = picture.shape, end, picture.shape[1] * 3
-                turn = swap
-                self._offsets.append(end)
+                shape, offset = picture.shape, end
+                row = (True, end, shape[1] * 3, swap)
                 end = _aligned(end + picture.nbytes)
-            where = self._place((shape[0], shape[1]))
+            offsets.append(offset)
+            where, record = self._placed((shape[0], shape[1]))
             places.append(where)
-            rows.append(picture_record(address, pitch, where, swap=turn))
-        if end > self._capacity:
-            self._capacity = int(end * _GROWTH)
-            self._buffers.reserve(_STAGING, self._capacity)
-        base = self._buffers.address(_STAGING)
-        records = np.zeros(batch, PICTURE)
-        records[: len(rows)] = np.array(rows, PICTURE)
-        on_host = [i for i, offset in enumerate(self._offsets) if offset >= 0]
-        records["pixels"][on_host] += np.uint64(base)
-        view = self._buffers.view(_STAGING, (batch * PICTURE.itemsize,), "uint8")
-        view[:] = records.view(np.uint8)
-        self._records, self._end = records, end
+            rows.append((*row, record))
+        self._make_room(end)
+        base, memory = self._buffers.address(_STAGING), self._pixels.data
+        for index, (inside, address, pitch, turn, (scales, rest)) in enumerate(rows):
+            at = index * RECORD.size
+            first = base + address if inside else address
+            RECORD.pack_into(memory, at, first, *scales, pitch, *rest, turn)
+        self._pixels[len(rows) * RECORD.size : batch * RECORD.size] = 0
+        self._offsets, self._places, self._end = offsets, places, end
+        self._shape = (batch, *(int(d) for d in self._info.shape[1:]))
+        self._standing = layout
         return places
+
+    def _make_room(self, end: int) -> None:
+        if end > len(self._pixels):
+            self._pixels = self._pixels[:0]
+            capacity = int(end * _GROWTH)
+            self._buffers.reserve(_STAGING, capacity)
+            self._pixels = self._buffers.view(_STAGING, (capacity,), "uint8")
 
     def _on_device(self, picture: Any) -> DeviceArray:
         array = device_array(picture, self._plan.cuda, self._context.stream, "picture")
@@ -132,8 +155,10 @@ class FrameLane:
         """Copy one picture of the host into the staging memory."""
         offset = self._offsets[index]
         if offset >= 0:
-            view = self._buffers.view(_STAGING, picture.shape, "uint8", offset)
-            np.copyto(view, picture)
+            np.copyto(self._target(offset, picture), picture)
+
+    def _target(self, offset: int, picture: Image) -> Image:
+        return self._pixels[offset : offset + picture.nbytes].reshape(picture.shape)
 
     def start(self) -> None:
         """Start copying, letterboxing and the network; all places must be filled.
@@ -141,8 +166,49 @@ class FrameLane:
         Raises:
             BackendError: A launch fails.
         """
-        self.upload()
-        self._context.start_bound()
+        self._buffers.copy_in(_STAGING, self._end)
+        self._launch()
+
+    def start_with(self, pictures: Sequence[Any]) -> None:
+        """Fill all places and start, in pieces that are sent while the next is copied.
+
+        Args:
+            pictures: Those that places were reserved for.
+
+        Raises:
+            BackendError: A copy or a launch fails.
+        """
+        self._send(pictures)
+        self._launch()
+
+    def _send(self, pictures: Sequence[Any]) -> None:
+        """Copy all pictures of the host to the device, with the records before them."""
+        piece = -(-self._end // max(1, math.isqrt(self._end // _CALL_BYTES)))
+        sent = 0
+        for offset, picture in zip(self._offsets, pictures, strict=True):
+            if offset < 0:
+                continue
+            target, pitch = self._target(offset, picture), picture.shape[1] * 3
+            rows = -(-piece // pitch)
+            for first in range(0, len(picture), rows):
+                np.copyto(target[first : first + rows], picture[first : first + rows])
+                end = offset + min(first + rows, len(picture)) * pitch
+                if end - sent >= piece:
+                    self._buffers.copy_in(_STAGING, end - sent, sent)
+                    sent = end
+        self._buffers.copy_in(_STAGING, self._end - sent, sent)
+
+    def _launch(self) -> None:
+        """Start the letterbox, the network and the copy of the outputs."""
+        tensor = self._context.bind_own(self._shape)
+        self._context.start_frames(self._bound_kernel(tensor), self._buffers.address(_STAGING))
+
+    def _bound_kernel(self, tensor: int) -> Callable[[], None]:
+        """Return what launches the letterbox, made anew where an address or the batch changed."""
+        key = (self._buffers.address(_STAGING), tensor, self._shape[0])
+        if self._kernel is None or self._kernel[0] != key:
+            self._kernel = (key, self._letterbox.launcher(*key, self._context.stream))
+        return self._kernel[1]
 
     def upload(self) -> None:
         """Start copying and letterboxing alone.
@@ -150,13 +216,8 @@ class FrameLane:
         Raises:
             BackendError: A launch fails.
         """
-        context, shape = self._context, (len(self._records), *self._input_shape())
         self._buffers.copy_in(_STAGING, self._end)
-        tensor = context.input_address(self._info.name, shape, self._info.dtype)
-        context.bind({self._info.name: shape}, {self._info.name: tensor})
-        self._letterbox.launch(
-            self._buffers.address(_STAGING), tensor, len(self._records), context.stream
-        )
+        self._bound_kernel(self._context.bind_own(self._shape))()
 
     def synchronize(self) -> None:
         """Wait for its stream.
@@ -170,9 +231,6 @@ class FrameLane:
     def upload_bytes(self) -> int:
         """What one batch copies to the GPU."""
         return self._end
-
-    def _input_shape(self) -> tuple[int, ...]:
-        return tuple(int(d) for d in self._info.shape[1:])
 
     def finish(self, *, patient: bool = True) -> dict[str, npt.NDArray[Any]]:
         """Wait; the outputs are views that last until the next `start`.
@@ -194,9 +252,8 @@ class FrameLane:
         Raises:
             BackendError: The copy fails.
         """
-        shape = (len(self._records), *self._input_shape())
-        view = self._context.input_view(self._info.name, shape, self._info.dtype)
-        address = self._context.input_address(self._info.name, shape, self._info.dtype)
+        view = self._context.input_view(self._info.name, self._shape, self._info.dtype)
+        address = self._context.input_address(self._info.name, self._shape, self._info.dtype)
         cuda = self._plan.cuda
         kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         cuda_result(
@@ -207,6 +264,52 @@ class FrameLane:
         )
         self._context.synchronize()
         return np.array(view)
+
+    # -- timing
+
+    def run_timed(self, pictures: Sequence[Any]) -> tuple[float, float]:
+        """Run `start_with` and wait; return milliseconds by CUDA events.
+
+        Returns:
+            From before the first piece to the last one's end, and from there to the outputs on the
+            host.
+
+        Raises:
+            BackendError: The run failed.
+        """
+        context = self._context
+        context.mark(0)
+        self._send(pictures)
+        context.mark(1)
+        self._launch()
+        context.mark(2)
+        self.finish(patient=False)
+        return context.between_ms(0, 1), context.between_ms(1, 2)
+
+    def run_in_parts(self) -> tuple[float, float, float, float]:
+        """Run what is filled, launch by launch, and wait; return milliseconds by CUDA events.
+
+        Returns:
+            Of copy in, letterbox, network (as a graph of its own) and copy out.
+
+        Raises:
+            BackendError: The run failed.
+        """
+        context = self._context
+        kernel = self._bound_kernel(context.bind_own(self._shape))
+        context.ready_graph()
+        context.mark(0)
+        self._buffers.copy_in(_STAGING, self._end)
+        context.mark(1)
+        kernel()
+        context.mark(2)
+        context.launch()
+        context.mark(3)
+        context.copy_out()
+        context.mark(4)
+        self.finish(patient=False)
+        copy_in, letterbox, network, copy_out = (context.between_ms(i, i + 1) for i in range(4))
+        return copy_in, letterbox, network, copy_out
 
     def attach_thread(self) -> None:
         """Make the plan's GPU the one of the calling thread.
@@ -226,7 +329,16 @@ class FrameLane:
         """Free the staging memory; the context belongs to the plan."""
         self.release()
         self._buffers.free()
-        self._capacity = 0
+        self._pixels, self._standing, self._kernel = self._pixels[:0], None, None
+
+
+def _placed(
+    source: tuple[int, int], size: tuple[int, int], rules: Preprocess
+) -> tuple[Placement, _Record]:
+    """Return where pictures of a size lie, and what their records say of it."""
+    where = place(source, size, rules)
+    _, scale_x, scale_y, _, *rest, _ = picture_record(0, 0, where, swap=False)
+    return where, ((float(scale_x), float(scale_y)), tuple(map(int, rest)))
 
 
 def _aligned(size: int) -> int:

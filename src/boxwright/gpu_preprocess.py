@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,15 @@ from boxwright.nvidia import cuda_driver, cuda_result
 from boxwright.preprocess import Placement
 from boxwright.types import Preprocess
 
-__all__ = ["PICTURE", "SOURCE", "Letterbox", "check_rules", "compile_source", "picture_record"]
+__all__ = [
+    "PICTURE",
+    "RECORD",
+    "SOURCE",
+    "Letterbox",
+    "check_rules",
+    "compile_source",
+    "picture_record",
+]
 
 # One picture, as the kernel reads it; height 0 leaves the place black (the rest of a fixed batch).
 PICTURE = np.dtype(
@@ -40,6 +50,7 @@ PICTURE = np.dtype(
         ("swap", np.int32),
     ]
 )
+RECORD = struct.Struct("=Qdd8i")  # the same, to write a few of them
 _BLOCK = (32, 8, 1)
 _NAME = b"boxwright_letterbox"
 
@@ -155,6 +166,18 @@ def picture_record(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """A call of `cuLaunchKernel`; the driver reads the arguments at each, where they lie."""
+
+    driver: Any
+    words: tuple[Any, ...]
+    arguments: tuple[Any, ...]
+
+    def __call__(self) -> None:
+        cuda_result(self.driver.cuLaunchKernel(*self.words), "cuLaunchKernel")
+
+
 class Letterbox:
     """The compiled kernel for one model's rules."""
 
@@ -190,27 +213,30 @@ class Letterbox:
         self._numbers = [ctypes.c_float(float(f)) for f in (*factors, *shifts)]
 
     def launch(self, pictures: int, tensor: int, count: int, stream: Any) -> None:
-        """Start it on a stream; it may be captured into a CUDA graph.
+        """Start it on a stream; the arguments are those of `launcher`.
+
+        Raises:
+            BackendError: The driver refuses.
+        """
+        self.launcher(pictures, tensor, count, stream)()
+
+    def launcher(self, pictures: int, tensor: int, count: int, stream: Any) -> Callable[[], None]:
+        """Return what starts it with these arguments; it may be captured into a CUDA graph.
+
+        A call raises `BackendError` where the driver refuses.
 
         Args:
             pictures: Address of so many records of `PICTURE` on the device.
             tensor: Address of the input (count, 3, height, width) on the device.
             count: Pictures.
             stream: CUDA stream.
-
-        Raises:
-            BackendError: The driver refuses.
         """
         values = [ctypes.c_void_p(pictures), ctypes.c_void_p(tensor), *self._rest, *self._numbers]
         addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         height, width = self._size
         grid = (-(-width // _BLOCK[0]), -(-height // _BLOCK[1]), count)
-        cuda_result(
-            self._driver.cuLaunchKernel(
-                self._kernel, *grid, *_BLOCK, 0, int(stream), ctypes.addressof(addresses), 0
-            ),
-            "cuLaunchKernel",
-        )
+        words = (self._kernel, *grid, *_BLOCK, 0, int(stream), ctypes.addressof(addresses), 0)
+        return _Launch(self._driver, words, (values, addresses))
 
     def close(self) -> None:
         """Unload it; a second call does nothing."""

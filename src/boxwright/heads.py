@@ -147,6 +147,9 @@ def rows_from_end2end(
     Raises:
         BackendError: An output is missing or too small.
     """
+    if count == 1 and spec.task == "detect":
+        yield _rows_of_one(outputs, above)  # faster: one picture is waited for
+        return
     numbers = _output(outputs, "num_dets", count, 1)[:count, 0].tolist()
     scores = _output(outputs, "det_scores", count)
     most = min(max(numbers, default=0), scores.shape[1])
@@ -158,7 +161,7 @@ def rows_from_end2end(
     ends = picture.searchsorted(np.arange(1, count + 1)).tolist() if count != 1 else [len(slot)]
     at: Any = (picture, slot)
     if count == 1 and len(slot) == most:
-        at = (0, slice(most))  # faster: one picture is waited for
+        at = (0, slice(most))
 
     def chosen(name: str) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = _output(outputs, name, count, most)[at]
@@ -182,6 +185,25 @@ def rows_from_end2end(
             masks = _output(outputs, "det_masks", count, most)
             logits = masks[index, slot[own]].astype(np.float32, copy=False)
         yield Rows(xyxy[own], scores[own], labels[own], extras[own], None, logits)
+
+
+def _rows_of_one(outputs: Outputs, above: float | None) -> Rows:
+    """Return the rows of boxes alone, of the first picture."""
+    number = int(_output(outputs, "num_dets", 1, 1)[0, 0])
+    scores = _output(outputs, "det_scores", 1)[0, :number].astype(np.float32)
+    most = len(scores)
+    at: Any = slice(most)
+    if above is not None:
+        kept = scores > np.float32(above)
+        if np.count_nonzero(kept) < most:
+            at = kept.nonzero()[0]
+            scores = scores[at]
+    return Rows(
+        _output(outputs, "det_boxes", 1, most)[0, at].astype(np.float32),
+        scores,
+        _output(outputs, "det_classes", 1, most)[0, at].astype(np.int64),
+        np.zeros((len(scores), 0), np.float32),
+    )
 
 
 def _output(outputs: Outputs, name: str, count: int, places: int = 0) -> npt.NDArray[Any]:

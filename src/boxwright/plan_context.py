@@ -11,7 +11,8 @@ and one whose addresses never come back pays no capture for each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from boxwright.cuda_capture import captured
 from boxwright.cuda_memory import DeviceBuffers
 from boxwright.device_arrays import DeviceArray, device_array, is_on_device
 from boxwright.errors import BackendError
@@ -51,6 +53,7 @@ class Plan:
         wants_graph: Capture and replay CUDA graphs.
         dependent: Outputs whose size depends on the data.
         obstacle: Why there is no CUDA graph, or "".
+        frames_obstacle: Why pictures have a graph of the network alone, or "".
     """
 
     trt: Any
@@ -63,6 +66,7 @@ class Plan:
     wants_graph: bool
     dependent: set[str] = field(default_factory=set)
     obstacle: str = ""
+    frames_obstacle: str = ""
 
     def cause(self) -> str:
         """Return the last error of TensorRT, for a message."""
@@ -109,7 +113,7 @@ class PlanContext:
         )
         self._buffers = DeviceBuffers(self._cuda, self.stream)
         self._events = [
-            cuda_result(self._cuda.cudaEventCreate(), "cudaEventCreate") for _ in range(4)
+            cuda_result(self._cuda.cudaEventCreate(), "cudaEventCreate") for _ in range(5)
         ]
         self._done = cuda_result(
             self._cuda.cudaEventCreateWithFlags(_BLOCKING_WITHOUT_TIME), "cudaEventCreateWithFlags"
@@ -119,7 +123,10 @@ class PlanContext:
         self._bound: dict[str, int] = {}  # addresses of the inputs, as they are bound
         self._offsets: dict[str, int] = {}  # of the outputs in their block
         self._block_bytes = 0
+        self._views: Arrays = {}  # of the outputs' pinned memory, while their shapes stay
         self._graphs: dict[tuple[int, ...], Any] = {}
+        self._frames_graph: Any = None  # from the pictures to the outputs on the host
+        self._frames_key: tuple[int, ...] = ()  # addresses of the last such run
         self._seen: dict[tuple[str, int], int] = {}
         self._held: list[DeviceArray] = []
 
@@ -150,7 +157,7 @@ class PlanContext:
         Raises:
             BackendError: There is no memory left.
         """
-        self._buffers.reserve(name, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        self._buffers.reserve(name, math.prod(shape) * np.dtype(dtype).itemsize)
         return self._buffers.view(name, shape, dtype)
 
     def input_address(self, name: str, shape: tuple[int, ...], dtype: str) -> int:
@@ -159,7 +166,7 @@ class PlanContext:
         Raises:
             BackendError: There is no memory left.
         """
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         return self._buffers.reserve(name, size, pinned=False).device
 
     def _values(self, feed: Any) -> dict[str, Any]:
@@ -202,7 +209,7 @@ class PlanContext:
         plan = self._plan
         if any(self._shapes.get(name) != shape for name, shape in shapes.items()):
             self._drop_graphs()
-            self._shapes, self._bound = {}, {}
+            self._shapes, self._bound, self._views = {}, {}, {}
             for info in plan.inputs:
                 shape = shapes[info.name]
                 if not self._context.set_input_shape(info.name, shape):
@@ -219,6 +226,23 @@ class PlanContext:
             if self._bound.get(info.name) != address:
                 self._context.set_tensor_address(info.name, address)
                 self._bound[info.name] = address
+
+    def bind_own(self, shape: tuple[int, ...]) -> int:
+        """Bind the only input to its own buffer, for a kernel that fills it.
+
+        Returns:
+            Its address on the device.
+
+        Raises:
+            BackendError: The shape is not the plan's, or there is no memory left.
+        """
+        info = self._plan.inputs[0]
+        bound = self._bound.get(info.name)
+        if self._shapes.get(info.name) == shape and bound == self._buffers.address(info.name):
+            return self._buffers.address(info.name)
+        address = self.input_address(info.name, shape, info.dtype)
+        self.bind({info.name: shape}, {info.name: address})
+        return address
 
     def _bind_outputs(self) -> None:
         """Lay the outputs of known size out in one block."""
@@ -274,24 +298,53 @@ class PlanContext:
             self.copy_in(values)
             self.launch()
             self.copy_out()
-            self._mark_done()
         except BackendError:
             self._release()
             raise
 
-    def start_bound(self) -> None:
-        """Start one inference on inputs that a kernel on the stream has filled.
+    def start_frames(self, kernel: Callable[[], None], pictures: int) -> None:
+        """Start a kernel that fills the bound input, the network, and the copy of the outputs.
+
+        The second run in a row on the same addresses is captured whole, so that from then on each
+        is one launch. A first run is not: buffers grow, and a batch of another size may stay the
+        only one.
+
+        Args:
+            kernel: Launches it on the stream, with the same arguments for the same `pictures`.
+            pictures: Address of what it reads.
 
         Raises:
-            BackendError: The run fails.
+            BackendError: A launch fails.
         """
-        self.ready_graph()
-        self.launch()
-        self.copy_out()
-        self._mark_done()
+        plan = self._plan
+        if plan.dependent or plan.obstacle or plan.frames_obstacle or not plan.wants_graph:
+            kernel()
+            self.ready_graph()
+            self.launch()
+            self.copy_out()
+            return
+        key = (pictures, *self._graph_key())
+        if key != self._frames_key:
+            self._drop_frames_graph()
+            self._start_singly(kernel)
+            self._frames_key = key
+            return
+        if self._frames_graph is None:
+            self._frames_graph = captured(
+                self._cuda, self.stream, lambda: self._start_singly(kernel)
+            )
+            if self._frames_graph is None:
+                plan.frames_obstacle = "letterbox and copies cannot be captured"
+                self.start_frames(kernel, pictures)
+                return
+        cuda_result(self._cuda.cudaGraphLaunch(self._frames_graph, self.stream), "cudaGraphLaunch")
 
-    def _mark_done(self) -> None:
-        cuda_result(self._cuda.cudaEventRecord(self._done, self.stream), "cudaEventRecord")
+    def _start_singly(self, kernel: Callable[[], None]) -> bool:
+        """Start what a graph of pictures holds."""
+        kernel()
+        self._execute()
+        self.copy_out()
+        return True
 
     def stage(self, feed: Any) -> dict[str, Any]:
         """Check the feed, bind every tensor, and copy what lies on the host into pinned memory.
@@ -326,7 +379,11 @@ class PlanContext:
         graph = self._graphs.get(self._graph_key())
         if graph is not None:
             cuda_result(self._cuda.cudaGraphLaunch(graph, self.stream), "cudaGraphLaunch")
-        elif not self._context.execute_async_v3(int(self.stream)):
+        else:
+            self._execute()
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(int(self.stream)):
             raise BackendError(
                 "inference", f"TensorRT failed ({self._plan.cause()})", "check nvidia-smi"
             )
@@ -348,15 +405,14 @@ class PlanContext:
             return
         self.launch()  # what TensorRT sets up on the first call of a shape cannot be captured
         self.synchronize()
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        cuda_result(self._cuda.cudaStreamBeginCapture(self.stream, mode), "cudaStreamBeginCapture")
-        launched = self._context.execute_async_v3(int(self.stream))
-        status, captured = self._cuda.cudaStreamEndCapture(self.stream)
-        if not launched or int(status) != 0:
+        graph = captured(
+            self._cuda,
+            self.stream,
+            lambda: bool(self._context.execute_async_v3(int(self.stream))),
+        )
+        if graph is None:
             plan.obstacle = "this plan cannot be captured"
             return
-        graph = cuda_result(self._cuda.cudaGraphInstantiate(captured, 0), "cudaGraphInstantiate")
-        cuda_result(self._cuda.cudaGraphDestroy(captured), "cudaGraphDestroy")
         self._graphs[self._graph_key()] = graph
 
     def copy_out(self) -> None:
@@ -381,7 +437,9 @@ class PlanContext:
         """
         try:
             if patient:
-                cuda_result(self._cuda.cudaEventSynchronize(self._done), "the network")
+                done = self._done
+                cuda_result(self._cuda.cudaEventRecord(done, self.stream), "cudaEventRecord")
+                cuda_result(self._cuda.cudaEventSynchronize(done), "the network")
             else:
                 self.synchronize()
         finally:
@@ -390,11 +448,14 @@ class PlanContext:
 
     def outputs(self) -> Arrays:
         """Return the outputs as views of pinned memory."""
+        if self._views:
+            return dict(self._views)
         found: Arrays = {}
         for info in self._plan.outputs:
             own = info.name in self._plan.dependent
             name, offset = (info.name, 0) if own else (_OUTPUTS, self._offsets[info.name])
             found[info.name] = self._buffers.view(name, self._shape_of(info), info.dtype, offset)
+        self._views = {} if self._plan.dependent else dict(found)
         return found
 
     def _shape_of(self, info: TensorInfo) -> tuple[int, ...]:
@@ -422,17 +483,17 @@ class PlanContext:
             values = self.stage(feed)
             staged_ms = (perf_counter() - begin) * 1e3
             self.ready_graph()
-            self._record(0)
+            self.mark(0)
             self.copy_in(values)
-            self._record(1)
+            self.mark(1)
             self.launch()
-            self._record(2)
+            self.mark(2)
             self.copy_out()
-            self._record(3)
+            self.mark(3)
             self.synchronize()
         finally:
             self._release()
-        return staged_ms + self._between(0, 1), self._between(1, 2), self._between(2, 3)
+        return staged_ms + self.between_ms(0, 1), self.between_ms(1, 2), self.between_ms(2, 3)
 
     def launch_timed(self) -> float:
         """Run the network alone on what is bound and return its milliseconds.
@@ -440,16 +501,17 @@ class PlanContext:
         Raises:
             BackendError: The run fails.
         """
-        self._record(0)
+        self.mark(0)
         self.launch()
-        self._record(1)
+        self.mark(1)
         self.synchronize()
-        return self._between(0, 1)
+        return self.between_ms(0, 1)
 
-    def _record(self, index: int) -> None:
+    def mark(self, index: int) -> None:
+        """Let the stream record one of five events."""
         cuda_result(self._cuda.cudaEventRecord(self._events[index], self.stream), "cudaEventRecord")
 
-    def _between(self, first: int, second: int) -> float:
+    def between_ms(self, first: int, second: int) -> float:
         """Return the milliseconds between two events that have passed."""
         return float(
             cuda_result(
@@ -470,6 +532,12 @@ class PlanContext:
         for graph in self._graphs.values():
             self._cuda.cudaGraphExecDestroy(graph)
         self._graphs.clear()
+        self._drop_frames_graph()
+
+    def _drop_frames_graph(self) -> None:
+        graph, self._frames_graph, self._frames_key = self._frames_graph, None, ()
+        if graph is not None:
+            self._cuda.cudaGraphExecDestroy(graph)
 
     def close(self) -> None:
         """Free the context and its buffers; a second call does nothing."""
@@ -488,4 +556,4 @@ class PlanContext:
 
 
 def _size_bytes(info: TensorInfo, shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize
+    return math.prod(shape) * np.dtype(info.dtype).itemsize

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -253,11 +254,17 @@ def source_from_input(boxes: FloatArray, where: Placement) -> FloatArray:
     Returns:
         (N, 4) float32 xyxy in pixels of the source picture.
     """
+    return _in_source(boxes, *_mapping(where))
+
+
+@lru_cache(1024)
+def _mapping(where: Placement) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return shift, scale and limit of a placement's boxes, (4,) each; kept, so never written."""
     height, width = where.source_size
     scale = np.array(where.scale * 2, np.float32)
     shift = np.array((where.left, where.top) * 2, np.float32)
     limit = np.array((width, height) * 2, np.float32)
-    return _in_source(boxes, shift, scale, limit)
+    return shift, scale, limit
 
 
 def sources_from_inputs(

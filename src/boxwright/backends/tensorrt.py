@@ -188,8 +188,8 @@ class TensorRtBackend:
         A shape gets one when it has come a few times (`ShapePolicy`); all others run in the first
         context, without a graph. A plan that has other free sizes than the batch, opened with
         graphs, keeps 8. Each takes the memory of a context on the GPU, and before TensorRT 10 of an
-        engine; where that is short (a quarter of the GPU's stays free), the shape runs in the first context, and
-        it is not tried again. What was kept before is freed.
+        engine; where that is short (a quarter of the GPU's stays free), the shape runs in the
+        first context, and it is not tried again. What was kept before is freed.
 
         Args:
             count: 0 for none: then the first context captures each new shape, if graphs are wanted.
@@ -281,7 +281,10 @@ class TensorRtBackend:
             return f"{self._name}, no CUDA graph: {self._plan.obstacle})"
         if self._kept is not None:
             return f"{self._name}, CUDA graphs of up to {self._kept.places} shapes)"
-        return f"{self._name}, CUDA graph)" if self._plan.wants_graph else f"{self._name})"
+        if not self._plan.wants_graph:
+            return f"{self._name})"
+        alone = self._plan.frames_obstacle
+        return f"{self._name}, CUDA graph{' of the network alone: ' if alone else ''}{alone})"
 
     @property
     def largest_batch(self) -> int | None:

@@ -165,8 +165,9 @@ class PictureService:
         for size in self._sizes or (None,):
             try:
                 self._lanes[size] = self._lane(first, size)
-                for count in dict.fromkeys((1, self._batch)) if size is None else (size,):
-                    self._detect([black] * count)
+                counts = dict.fromkeys((1, self._batch)) if size is None else (size,)
+                for count in counts if not self._contexts else (*counts, *counts):
+                    self._detect([black] * count)  # a plan's second run of a size is captured
             except MemoryShortError as error:
                 if size is None:
                     raise

@@ -174,9 +174,7 @@ class Stream:
         images = [i if on_gpu and is_on_device(i) else read(i) for i in images]
         lane = self._lanes[0]
         lane.reserve(images)
-        for index, image in enumerate(images):
-            lane.fill(index, image)
-        lane.start()
+        lane.start_with(images)
         found = lane.finish(patient=False)
         if self._class_ids is None:
             return found

@@ -35,6 +35,12 @@ class Lane(Protocol):
         """Start the run."""
         ...
 
+    def start_with(self, images: Sequence[Any]) -> None:
+        """Fill all places and start."""
+        for index, image in enumerate(images):
+            self.fill(index, image)
+        self.start()
+
     def finish(self, *, patient: bool = True) -> list[Detections]:
         """Wait for it; one `Detections` a picture."""
         ...
@@ -48,7 +54,7 @@ class Lane(Protocol):
         ...
 
 
-class _HostLane:
+class _HostLane(Lane):
     """Any backend: decoders letterbox into a host batch, a thread of its own infers."""
 
     def __init__(
@@ -103,7 +109,7 @@ class _HostLane:
         self._buffer = self._buffer[:0]
 
 
-class _PictureLane:
+class _PictureLane(Lane):
     """Graphs that take pictures, not tensors: the detector does it all, in the running thread."""
 
     def __init__(
@@ -140,7 +146,7 @@ class _PictureLane:
         self._images = []
 
 
-class _TensorLane:
+class _TensorLane(Lane):
     """A plan with letterboxing on the host: decoders write into pinned memory."""
 
     def __init__(self, detector: Detector, settings: NmsSettings, context: Any) -> None:
@@ -182,7 +188,7 @@ class _TensorLane:
         pass  # the context belongs to the plan
 
 
-class _FrameLane:
+class _FrameLane(Lane):
     """A plan with letterboxing on the GPU: decoders copy uint8 pixels into pinned memory."""
 
     def __init__(
@@ -207,6 +213,9 @@ class _FrameLane:
 
     def start(self) -> None:
         self._frames.start()
+
+    def start_with(self, images: Sequence[Any]) -> None:
+        self._frames.start_with(images)
 
     def finish(self, *, patient: bool = True) -> list[Detections]:
         outputs = self._frames.finish(patient=patient)
