@@ -51,6 +51,7 @@ from boxwright.store import sha256_of_file, write_atomic
 from boxwright.types import Detections, Latency, NmsForm, NmsSettings, Target
 
 Array = npt.NDArray[Any]
+Forms = dict[tuple[NmsForm, int], Path]
 _FORMS: tuple[NmsForm, ...] = ("onnx", "portable")
 _COPIES = ("MemcpyFromHost", "MemcpyToHost")
 _FAILURES = (BoxwrightError, RuntimeError, ValueError, OSError, LookupError)
@@ -145,13 +146,11 @@ class Row:
         self.backend = None
 
 
-def made_forms(
-    raw: Path, wishes: argparse.Namespace, folder: Path
-) -> tuple[Stamp, dict[tuple[str, int], Path]]:
+def made_forms(raw: Path, wishes: argparse.Namespace, folder: Path) -> tuple[Stamp, Forms]:
     """Write the end-to-end forms of a raw file; return its stamp and their paths."""
     with load(raw, "onnxruntime", device="cpu", quiet=True) as detector:
         spec, target = detector.spec, detector.target
-    files = {}
+    files: Forms = {}
     for candidates in (int(n) for n in wishes.pre_topk.split(",")):
         settings = settings_of(wishes, candidates)
         for form in _FORMS:
@@ -176,12 +175,17 @@ def settings_of(wishes: argparse.Namespace, candidates: int) -> NmsSettings:
 
 def opened(path: Path, graph: bool, wishes: argparse.Namespace) -> OnnxRuntimeBackend:
     """Open a file on the device."""
-    options = BackendOptions(threads=wishes.threads, device=wishes.device, cuda_graph=graph)
+    options = BackendOptions(
+        threads=wishes.threads,
+        device=wishes.device,
+        spin=not wishes.cpu,  # rows take turns, and would poll for each other
+        cuda_graph=graph,
+    )
     return OnnxRuntimeBackend(path, options)
 
 
 def compared(
-    raw: Path, stamp: Stamp, forms: dict[tuple[str, int], Path], images: list[Any],
+    raw: Path, stamp: Stamp, forms: Forms, images: list[Any],
     wishes: argparse.Namespace,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Return how the boxes of each form differ from those that the host makes of the raw file."""
@@ -193,7 +197,7 @@ def compared(
     ]
     for (form, candidates), path in forms.items():
         settings = settings_of(wishes, candidates)
-        target = dataclasses.replace(stamp.target or Target(), outputs="end2end", nms=form)  # type: ignore[arg-type]
+        target = dataclasses.replace(stamp.target or Target(), outputs="end2end", nms=form)
         graph = Detector(opened(path, False, wishes), stamp.spec, target, settings)
         pairs, unsettled = [], 0
         for (batch, places), output in zip(prepared, outputs, strict=True):
@@ -359,14 +363,17 @@ def main() -> int:
 
 
 def batch_rows(
-    raw: Path, stamp: Stamp, forms: dict[tuple[str, int], Path], size: int, images: list[Any],
+    raw: Path, stamp: Stamp, forms: Forms, size: int, images: list[Any],
     result: dict[str, Any], wishes: argparse.Namespace, folder: Path,
 ) -> None:  # fmt: skip
     """Measure all rows of a raw file at a batch, and keep them in the result."""
     with Detector(opened(raw, False, wishes), stamp.spec, stamp.target) as host:
         batch = host.preprocess([images[i % len(images)] for i in range(size)])[0].copy()
     graphs = (False,) if wishes.cpu else (False, True)
-    kinds = [("raw", 0, raw), *((form, n, path) for (form, n), path in forms.items())]
+    kinds: list[tuple[str, int, Path]] = [
+        ("raw", 0, raw),
+        *((form, n, path) for (form, n), path in forms.items()),
+    ]
     rows = [Row(raw.name, form, n, size, graph, path) for form, n, path in kinds for graph in graphs
             if not (graph and form == "onnx")]  # fmt: skip
     before = list(result["rows"])
