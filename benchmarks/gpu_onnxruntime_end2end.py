@@ -53,6 +53,7 @@ from boxwright.types import Detections, Latency, NmsForm, NmsSettings, Target
 Array = npt.NDArray[Any]
 Forms = dict[tuple[NmsForm, int], Path]
 _FORMS: tuple[NmsForm, ...] = ("onnx", "portable")
+_PATHS = ("files", "images", "out")  # not told: they name a machine
 _COPIES = ("MemcpyFromHost", "MemcpyToHost")
 _FAILURES = (BoxwrightError, RuntimeError, ValueError, OSError, LookupError)
 
@@ -342,7 +343,7 @@ def main() -> int:
         "machine": describe_machine(),
         "packages": package_versions(names),
         "files": {path.name: sha256_of_file(path) for path in wishes.files},
-        "settings": {k: str(v) for k, v in vars(wishes).items() if k not in ("files", "images")},
+        "settings": {k: str(v) for k, v in vars(wishes).items() if k not in _PATHS},
         "compared": [],
         "rows": [],
     }
