@@ -65,8 +65,18 @@ class RunOptions:
         self.entries[key] = value
 
 
+def threads_of(settings: Any) -> tuple[int, bool]:
+    """Return the threads of a session (0: one a core), and whether idle ones poll."""
+    try:
+        polls = settings.get_session_config_entry("session.intra_op.allow_spinning") != "0"
+    except RuntimeError:  # nobody said anything
+        polls = True
+    return settings.intra_op_num_threads, polls
+
+
 class FakeOnnxRuntime:
-    """The module; `calls` says what happened on the GPU, `sessions` what was opened how.
+    """The module; `calls` says what happened on the GPU, `sessions` and
+    `settings` what was opened how.
 
     Args:
         providers: That this build has.
@@ -97,6 +107,7 @@ class FakeOnnxRuntime:
         self.preloaded: list[str] = []
         self.devices: list[int] = []
         self.sessions: list[dict[str, dict[str, str]]] = []
+        self.settings: list[Any] = []
         self.OrtValue = SimpleNamespace(
             ortvalue_from_numpy=self._from_numpy,
             ortvalue_from_shape_and_type=self._from_shape,
@@ -121,6 +132,7 @@ class FakeOnnxRuntime:
     def InferenceSession(  # noqa: N802
         self, model: Any, settings: Any, providers: list[Any], **how: Any
     ) -> Session:
+        self.settings.append(settings)
         if isinstance(providers[0], tuple):
             assert how == {"enable_fallback": 0}
             self.sessions.append(dict(providers))

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from fake_onnxruntime import FakeOnnxRuntime
+from fake_onnxruntime import FakeOnnxRuntime, threads_of
 from fake_tensorrt import FakeCuda
 from onnx import TensorProto, helper
 
@@ -75,6 +75,80 @@ def test_each_shape_is_captured_once_and_replayed(opened, bindings):
     (told,) = ort.sessions
     assert told[CUDA]["enable_cuda_graph"] == "1" and told[CUDA]["device_id"] == "0"
     assert ("user_compute_stream" in told[CUDA]) == (bindings is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "providers", "threads"),
+    [
+        (BackendOptions(device="cuda"), (CUDA,), (1, False)),
+        (BackendOptions(device="auto"), (CUDA,), (1, False)),
+        (BackendOptions(device="tensorrt"), (TENSORRT, CUDA), (1, False)),
+        (BackendOptions(device="cuda", threads=3), (CUDA,), (3, True)),
+        (BackendOptions(device="cuda", threads=3, spin=False), (CUDA,), (3, False)),
+        (BackendOptions(device="cpu"), (CUDA,), (0, True)),
+        (BackendOptions(device="auto"), (), (0, True)),
+        (BackendOptions(device="cpu", threads=2), (CUDA,), (2, True)),
+        (BackendOptions(device="cpu", spin=False), (CUDA,), (0, False)),
+    ],
+)
+def test_only_a_session_on_a_gpu_has_one_thread_that_nobody_asked_for(
+    opened, options, providers, threads
+):
+    ort, _ = opened(model_bytes(), options, providers=(*providers, "CPUExecutionProvider"))
+    assert {threads_of(one) for one in ort.settings} == {threads}
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """End-to-end files of ten classes and of one, by form of NMS."""
+    from tiny_models import ultralytics_onnx
+
+    from boxwright.pipeline import run
+    from boxwright.recipe import recipe_from_mapping
+
+    found = {}
+    folder = tmp_path_factory.mktemp("forms")
+    raw = ultralytics_onnx(folder / "ten.onnx", classes=10)
+    for source, forms in ((raw, ("onnx", "portable")), (onnx_file(), ("onnx",))):
+        targets = [{"outputs": "end2end", "nms": form} for form in forms]
+        data = {"source": str(source), "targets": targets, "verify": False,
+                "measure": {"latency": False, "accuracy": False}}  # fmt: skip
+        outcome = run(recipe_from_mapping(data, "test"), folder)
+        for form, row in zip(forms, [r for r in outcome.rows if "end2end" in r.path.name],
+                             strict=True):  # fmt: skip
+            found[source.stem, form] = row.path
+    return found
+
+
+@pytest.mark.parametrize(
+    ("form", "device", "quiet", "told"),
+    [
+        ("onnx", "cuda", False, True),
+        ("onnx", "cuda", True, False),
+        ("onnx", "cpu", False, False),
+        ("onnx", "tensorrt", False, False),
+        ("portable", "cuda", False, False),
+    ],
+)
+def test_nms_by_class_on_cuda_is_told_in_one_line(
+    forms, monkeypatch, capsys, form, device, quiet, told
+):
+    module = FakeOnnxRuntime((TENSORRT, CUDA, "CPUExecutionProvider"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    monkeypatch.setattr(backend_module, "cuda_runtime", lambda: None)
+    load(forms["ten", form], "onnxruntime", device=device, quiet=quiet).close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == told
+    if told:
+        assert "waits for the GPU after each of 10 classes of each picture" in lines[0]
+        assert lines[0].endswith("a file of --nms portable does not")
+
+
+def test_nms_of_one_class_is_no_word_worth(forms, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", FakeOnnxRuntime())
+    monkeypatch.setattr(backend_module, "cuda_runtime", lambda: None)
+    load(forms[onnx_file().stem, "onnx"], "onnxruntime", device="cuda").close()
+    assert capsys.readouterr().err == ""
 
 
 def test_outputs_of_a_call_are_not_those_of_the_next(opened, bindings):

@@ -379,6 +379,19 @@ def test_the_python_model_answers_what_was_asked_for(model, final, pages, expect
     assert bad.error.code == "invalid" and "not a picture" in bad.error.message
 
 
+@pytest.mark.parametrize(
+    ("asked", "threads"), [({}, (1, False)), ({"intra_op_thread_count": "3"}, (3, True))]
+)
+def test_sessions_of_a_gpu_have_one_thread_each(model, final, gpu, tmp_path, asked, threads):
+    from fake_onnxruntime import threads_of
+
+    (tmp_path / "1").mkdir()
+    shutil.copyfile(final, tmp_path / "1" / "model.onnx")
+    model.initialize(arguments(tmp_path, "GPU", batch_sizes="1,4", **asked))
+    model.finalize()
+    assert [threads_of(one) for one in gpu.module.settings] == [threads, threads]
+
+
 def test_what_does_not_load_says_why(model, final, tmp_path, monkeypatch):
     (tmp_path / "1").mkdir()
     with pytest.raises(RefusalError, match=r"there is no model\.plan and no model\.onnx"):

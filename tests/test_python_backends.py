@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_onnxruntime import threads_of
 from fake_tensorrt import FakeCuda, Network, fake_tensorrt
 from onnx import helper, numpy_helper
 
@@ -193,6 +194,7 @@ class Opened(list):
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[list[dict[str, tuple[int, ...]]]] = []
+        self.settings: list[object] = []
         self.most, self.most_rows = 99, 999
 
 
@@ -209,6 +211,7 @@ def sessions(monkeypatch):
         if len(seen) == seen.most:
             raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
         seen.append(providers)
+        seen.settings.append(settings)
         session = real(path, settings, providers=["CPUExecutionProvider"])
         shapes: list[dict[str, tuple[int, ...]]] = []
         seen.shapes.append(shapes)
@@ -247,6 +250,31 @@ def test_the_search_of_convolutions_is_heeded(model_class, tmp_path, sessions, s
     model.initialize(arguments(tmp_path, graph_config(4, search), "GPU"))
     options = dict(p for p in sessions[0] if isinstance(p, tuple))["CUDAExecutionProvider"]
     assert options.get("cudnn_conv_algo_search") == option
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "instances", "threads"),
+    [
+        ("GPU", "", 1, (1, False)),
+        ("GPU", "", 2, (1, False)),
+        ("GPU", "4", 1, (4, True)),
+        ("GPU", "4", 2, (4, False)),
+        ("CPU", "", 1, (0, True)),
+        ("CPU", "", 2, (0, False)),
+        ("CPU", "4", 1, (4, True)),
+    ],
+)
+def test_sessions_on_a_gpu_have_one_thread(
+    model_class, tmp_path, sessions, kind, asked, instances, threads
+):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model.onnx").write_bytes(sample.onnx_file().read_bytes())
+    config = {**graph_config(4, ""), "instance_group": [{"count": instances}]}
+    if asked:
+        config["parameters"]["intra_op_thread_count"] = {"string_value": asked}
+    model_class("onnxruntime").initialize(arguments(tmp_path, config, kind))
+    assert len(sessions.settings) == (2 if kind == "GPU" else 1)  # batches of 1 and 4
+    assert {threads_of(one) for one in sessions.settings} == {threads}
 
 
 @pytest.mark.parametrize("kind", ["CPU", "GPU"])

@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from triton_place import client_on_path, dali_python
 
@@ -904,3 +905,71 @@ def test_plans_of_this_gpu_are_built_and_pass_their_check(cli, tmp_path):
     assert (out / "text_block_trt_end2end/1/model.plan").is_file()
     checked = cli("repo", "check", out)
     assert checked.code == 0, checked.out
+
+
+# The form of NMS in files that are made
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory) -> Path:
+    """A raw file of ten classes."""
+    from tiny_models import ultralytics_onnx
+
+    return ultralytics_onnx(tmp_path_factory.mktemp("ten") / "ten.onnx", classes=10)
+
+
+@pytest.fixture
+def made(cli, ten, tmp_path):
+    """Build tracks C and F of that file (or of what was made of it); (folder, stderr)."""
+
+    def call(*words, source=ten, name="models", formats="onnx_end2end,onnx_fused"):
+        done = cli(
+            "repo", "build", source, "--formats", formats, "--runs",
+            tmp_path / "runs", "--out", tmp_path / name, "--skip-verify", "--no-warm-up", *words,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        return tmp_path / name, done.err
+
+    return call
+
+
+def operators(folder: Path) -> set[str]:
+    return {n.op_type for n in onnx.load(folder / "1/model.onnx").graph.node}
+
+
+def test_files_that_are_made_have_the_nms_for_gpus(made, cli):
+    models, said = made()
+    assert "ten: end-to-end ONNX files are made with --onnx-nms portable, for GPUs" in said
+    assert "waits for the GPU" not in said
+    for name in ("ten_end2end", "ten_fused"):
+        assert "NonMaxSuppression" not in operators(models / name)
+    assert "nms_converged" in (models / "ten_end2end_jpeg/config.pbtxt").read_text()
+    checked = cli("repo", "check", models)
+    assert checked.code == 0 and "waits for the GPU" not in checked.out + checked.err
+
+
+def test_nms_by_class_on_gpus_is_told_by_build_and_check(made, cli):
+    models, said = made("--onnx-nms", "onnx")
+    assert "for GPUs; where" not in said
+    assert said.count("waits for the GPU after each of 10 classes") == 1  # one file, two folders
+    assert "(--onnx-nms portable makes one from the raw file)" in said
+    assert "NonMaxSuppression" in operators(models / "ten_end2end")
+    checked = cli("repo", "check", models)
+    lines = [x for x in (checked.out + checked.err).splitlines() if "waits for the GPU" in x]
+    assert checked.code == 0 and len(lines) == 2
+    config = models / "ten_fused/config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
+    checked = cli("repo", "check", models)
+    lines = [x for x in (checked.out + checked.err).splitlines() if "waits for the GPU" in x]
+    assert len(lines) == 1 and "ten_end2end" in lines[0]
+
+
+def test_given_files_are_taken_as_they_are_unless_a_form_is_asked_for(made, tmp_path):
+    made("--onnx-nms", "onnx", formats="onnx,onnx_end2end")
+    given = tmp_path / "runs/ten"
+    models, said = made(source=given, name="as_they_are")
+    assert "NonMaxSuppression" in operators(models / "ten_end2end")
+    assert "waits for the GPU after each of 10 classes" in said
+    models, said = made("--onnx-nms", "portable", source=given, name="asked")
+    assert "NonMaxSuppression" not in operators(next(models.glob("*_end2end")))
+    assert "waits for the GPU" not in said

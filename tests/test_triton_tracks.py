@@ -319,7 +319,7 @@ def test_tracks_of_a_real_checkpoint_answer_64_pictures_at_once(tmp_path, cli, n
                "--runs", tmp_path / "runs", "--skip-verify", "--allow-missing")  # fmt: skip
     assert done.code == 0, done.err
     with boxwright.load(
-        tmp_path / "runs" / name / f"{name}.fp32.end2end.onnx", "onnxruntime", quiet=True
+        tmp_path / "runs" / name / f"{name}.fp32.end2end.portable.onnx", "onnxruntime", quiet=True
     ) as detector:
         expected = [detector(str(p)) for p in pictures]
     fronts = {"_jpeg": 0.99, "_end2end_jpeg": 0.99, "_image_jpeg": 0.99, "_fused": 0.99}

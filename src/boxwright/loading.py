@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxwright import catalog
-from boxwright.backends import BackendOptions
+from boxwright.backends import Advising, BackendOptions
 from boxwright.detector import ENCODED_INPUT, Detector
 from boxwright.devices import Device, device_from_text
 from boxwright.errors import BoxwrightError, RequestError, SourceError
@@ -99,7 +99,7 @@ def load(
         family: Family of a raw file that does not say (`yolox`).
         labels: Class names for a file that has none: a JSON or text file, or `coco`.
         pictures: How many are to come, if that is known; it sways `auto`.
-        quiet: Do not print the choice.
+        quiet: Do not print the choice, nor what makes the file slow on its device.
         cuda_graph, provider_options, engine_cache, profile_batch: Of GPUs; see
             `boxwright.backends.BackendOptions`.
 
@@ -156,8 +156,20 @@ def load(
     detector = _open(file, kind.name, options, family, labels)
     if runtime == "auto" and not quiet:
         print(f"boxwright: {file.name} runs on {detector.description}", file=sys.stderr)
+    advice = "" if quiet else _advice(detector)
+    if advice:
+        print(f"boxwright: {file.name}: {advice}", file=sys.stderr)
     detector.nms = detector.settings(score_threshold, iou_threshold)
     return detector
+
+
+def _advice(detector: Detector) -> str:
+    """Return what speaks against an end-to-end file on the device that it was opened on, or ""."""
+    runtime = detector.backend
+    if detector.target.outputs != "end2end" or not isinstance(runtime, Advising):
+        return ""
+    classes = 1 if detector.nms.class_agnostic else len(detector.spec.class_names)
+    return runtime.advice(classes)
 
 
 def _refuse_for_server(path: str, told: tuple[Any, ...]) -> None:

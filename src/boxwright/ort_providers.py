@@ -6,7 +6,7 @@ that Boxwright sets by itself are refused as `--provider-option`, so that nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "check_provider_options",
     "facts_of_graph",
     "gpu_providers",
+    "note_on_nms",
     "profile_shapes",
     "wanted_provider",
 ]
@@ -69,6 +70,7 @@ _OURS = {
 # Operators whose output sizes the GPU alone knows; the host waits for them, which no capture may.
 _DEPENDENT = ("NonMaxSuppression", "NonZero", "Unique", "Compress")
 _CONTROL_FLOW = ("If", "Loop", "Scan")
+_FEW_CLASSES = 4  # whose steps are lost among the network's own hundreds of launches
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,27 @@ def capture_obstacle(facts: GraphFacts, choice: DeviceChoice) -> str:
     if choice.kind == "tensorrt" and not facts.is_fixed:
         return "the TensorRT provider is captured with fixed shapes only"
     return ""
+
+
+def note_on_nms(operators: Collection[str], classes: int) -> str:
+    """Return what speaks against an end-to-end file on the CUDA provider, in one line; or "".
+
+    Its NonMaxSuppression goes through pictures and classes on the host, and waits for the GPU after
+    each (ONNX Runtime, core/providers/cuda/object_detection/non_max_suppression.cc).
+
+    Args:
+        operators: Of the graph.
+        classes: That NMS goes by; 1 where it is agnostic.
+
+    >>> note_on_nms({"NonMaxSuppression"}, 1), note_on_nms({"TopK"}, 80)
+    ('', '')
+    """
+    if "NonMaxSuppression" not in operators or classes <= _FEW_CLASSES:
+        return ""
+    return (
+        f"its NMS is slow on ONNX Runtime's CUDA provider, which waits for the GPU after each of "
+        f"{classes} classes of each picture; a file of --nms portable does not"
+    )
 
 
 def wanted_provider(choice: DeviceChoice, available: Sequence[str], what: str) -> str:

@@ -13,6 +13,7 @@ from boxwright.devices import Device
 from boxwright.types import Preprocess, TensorInfo
 
 __all__ = [
+    "Advising",
     "Backend",
     "BackendKind",
     "BackendOptions",
@@ -104,6 +105,19 @@ class StepTimes:
     copy_in_ms: float
     infer_ms: float
     copy_out_ms: float
+
+
+@runtime_checkable
+class Advising(Protocol):
+    """A runtime on which some files are slower than they need be."""
+
+    def advice(self, classes: int) -> str:
+        """Return what speaks against the open file on its device, in one line; "" for nothing.
+
+        Args:
+            classes: That its NMS goes by; 1 where it is agnostic.
+        """
+        ...
 
 
 @runtime_checkable

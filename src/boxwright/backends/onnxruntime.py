@@ -26,6 +26,7 @@ from boxwright.ort_providers import (
     check_provider_options,
     facts_of_graph,
     gpu_providers,
+    note_on_nms,
     wanted_provider,
 )
 from boxwright.types import TensorInfo
@@ -105,12 +106,15 @@ class OnnxRuntimeBackend:
         ort, options, what = self._ort, self._options, self._what
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
-        if options.threads is not None:
-            settings.intra_op_num_threads = options.threads
-            settings.inter_op_num_threads = 1
-        if not options.spin:
-            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         on_gpu = providers[0][0] != "CPUExecutionProvider"
+        # On a GPU few nodes stay on the CPU, for which no thread of each core should poll.
+        alone = on_gpu and options.threads is None
+        threads = 1 if alone else options.threads
+        if threads is not None:
+            settings.intra_op_num_threads = threads
+            settings.inter_op_num_threads = 1
+        if alone or not options.spin:
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         model = self._model if isinstance(self._model, bytes) else str(self._model)
         # Without fallback: ONNX Runtime would open it again without our options, and print that.
         how: dict[str, Any] = {"enable_fallback": 0} if on_gpu else {}
@@ -211,6 +215,12 @@ class OnnxRuntimeBackend:
         if self._provider != TENSORRT or self._facts is None or self._facts.is_fixed:
             return None
         return (self._options.profile_batch or (1, 1, 1))[2]
+
+    def advice(self, classes: int) -> str:
+        """Return what speaks against this file on its device, in one line; "" for nothing."""
+        if self._provider != CUDA or self._facts is None:
+            return ""
+        return note_on_nms(self._facts.operators, classes)
 
     @property
     def launch_clock(self) -> str:

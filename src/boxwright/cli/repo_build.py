@@ -74,6 +74,11 @@ __all__ = ["build_command"]
     help="Of plans that are built: fp32, fp16.",
 )  # fmt: skip
 @click.option(
+    "--onnx-nms", metavar="WORD",
+    help="NMS of ONNX files that are made: portable (for GPUs), onnx (for CPUs); given files of "
+    "another are then not taken. Default: portable, and given files are taken as they are.",
+)  # fmt: skip
+@click.option(
     "--plan-nms", default="efficient_nms", show_default=True, metavar="WORD",
     help="NMS of plans that are built: efficient_nms, portable.",
 )  # fmt: skip
@@ -226,24 +231,28 @@ def _sizes(text: str | None) -> list[str]:
 def _conversion(options: dict[str, Any]) -> Conversion:
     from boxwright.serve.gathering import Conversion
 
+    keys = ("score_threshold", "iou_threshold", "keep_topk", "pre_topk", "onnx_nms")
+    given = frozenset(k for k in keys if options[k] is not None)
+    options = {**options, "onnx_nms": options["onnx_nms"] or "portable"}
     one = {
         option: words_from_text(f"--{option.replace('_', '-')}", options[option], known)[0]
         for option, known in (
             ("precision", ("fp32", "fp16")),
             ("plan_precision", ("fp32", "fp16")),
+            ("onnx_nms", ("portable", "onnx")),
             ("plan_nms", ("efficient_nms", "portable")),
         )
     }
-    keys = ("score_threshold", "iou_threshold", "keep_topk", "pre_topk")
     return Conversion(
         work=options["runs"],
         downloads=options["downloads"],
         precision=one["precision"],
         plan_precision=one["plan_precision"],
+        onnx_nms=one["onnx_nms"],
         plan_nms=one["plan_nms"],
         plan_settings=_plan_settings(options),
         nms=_nms(options),
-        given=frozenset(k for k in keys if options[k] is not None),
+        given=given,
         verify=not options["skip_verify"],
         images=options["images"],
         max_batches=_max_batches(options["max_batches"]),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from boxwright.errors import RequestError
+from boxwright.ort_providers import note_on_nms
 from boxwright.outcome import Listener
 from boxwright.serve.folder_parts import Folder, ServeOptions
 from boxwright.serve.folders import folders_of
@@ -55,11 +56,24 @@ def build_repository(
     for one in gathered:
         if one.files:
             folders += folders_of(one.name, one.files, tuple(formats), served)
+            if listener is not None and served.accelerator is None:
+                _note_slow_files(one, listener)
     _refuse_doubles(folders)
     written = write_folders(
         folders, out, latest=served.latest, edits=edits, dry_run=dry_run, listener=listener
     )
     return gathered, written
+
+
+def _note_slow_files(one: Gathered, listener: Listener) -> None:
+    """Say which end-to-end files are slow on the CUDA provider."""
+    for file in {f.path: f for f in one.files.values()}.values():
+        classes = 1 if file.nms is None or file.nms.class_agnostic else len(file.spec.class_names)
+        note = note_on_nms(file.operators, classes)
+        if note:
+            listener.note(
+                f"{file.path.name}: {note} (--onnx-nms portable makes one from the raw file)"
+            )
 
 
 def _refuse_doubles(folders: Sequence[Folder]) -> None:

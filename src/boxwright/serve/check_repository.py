@@ -12,6 +12,8 @@ from typing import Any
 
 from boxwright.engine_record import check_fits, read_record
 from boxwright.errors import BackendError, BoxwrightError, MissingExtraError, SourceError
+from boxwright.onnx_fields import read_graph
+from boxwright.ort_providers import note_on_nms
 from boxwright.serve.model_config import config_from_text
 from boxwright.serve.repository_record import (
     CONFIG,
@@ -67,6 +69,7 @@ def check_repository(repository: Path) -> list[Finding]:
             continue
         found += [Finding(name, "error", t) for t in _of_model(folder, record, configs[name])]
         found += [Finding(name, "note", text) for text in _edits(folder, record)]
+        found += [Finding(name, "note", text) for text in _slow_nms(folder, configs[name][CONFIG])]
     for name in configs:
         for path, config in configs[name].items():
             texts = _of_ensemble(config, path, configs)
@@ -263,6 +266,29 @@ def _same(first: tuple[str, tuple[int, ...]], second: tuple[str, tuple[int, ...]
         and len(first[1]) == len(second[1])
         and all(a == b or -1 in (a, b) for a, b in zip(first[1], second[1], strict=True))
     )
+
+
+def _slow_nms(folder: Path, config: Any) -> Iterator[str]:
+    """Yield what speaks against the served ONNX files on a GPU."""
+    kinds = {group.KIND_CPU for group in config.instance_group}
+    if all(group.kind in kinds for group in config.instance_group):
+        return
+    if config.optimization.execution_accelerators.gpu_execution_accelerator:
+        return  # TensorRT takes the NMS
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    agnostic = parameters.get("class_agnostic") == "true"
+    classes = 1 if agnostic else len(json.loads(parameters.get("class_names") or "[]"))
+    numbers = version_numbers_in(folder)
+    for number in list(config.version_policy.specific.versions) or numbers[-1:]:
+        path = folder / str(number) / (config.default_model_filename or "model.onnx")
+        if path.suffix != ".onnx" or not path.is_file():
+            continue
+        try:
+            note = note_on_nms(read_graph(path)[0], classes)
+        except (OSError, ValueError):  # an error of its own tells it
+            continue
+        if note:
+            yield f"version {number}: {note}"
 
 
 def _edits(folder: Path, record: ModelRecord | None) -> Iterator[str]:

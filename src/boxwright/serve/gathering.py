@@ -42,10 +42,12 @@ class Conversion:
         downloads: Folder of checkpoints that are fetched.
         precision: Of ONNX files.
         plan_precision: Of plans.
+        onnx_nms: Form of the NMS in ONNX files.
         plan_nms: Form of the NMS in plans.
         plan_settings: What plans are built with; their batches come from `max_batches`.
         nms: Baked into end-to-end files.
-        given: Names of the thresholds that were asked for, and are not only defaults.
+        given: Names of the thresholds that were asked for, and are not only defaults; and of
+            `onnx_nms` where that was.
         verify: Prove what is made.
         images: Pictures to verify on.
         max_batches: Largest batch by size; "" is for every model.
@@ -56,6 +58,7 @@ class Conversion:
     downloads: Path
     precision: str = "fp32"
     plan_precision: str = "fp16"
+    onnx_nms: str = "portable"
     plan_nms: str = "efficient_nms"
     plan_settings: BuildSettings = field(default_factory=BuildSettings)
     nms: NmsSettings = field(default_factory=NmsSettings)
@@ -209,6 +212,11 @@ def _gather(
         result.missing += [Missing(name, f, why, what) for f in absent]
         return result
     if onnx:
+        if how.onnx_nms == "portable" and any(FORMATS[f].outputs == "end2end" for f in onnx):
+            listener.note(
+                f"{name}: end-to-end ONNX files are made with --onnx-nms portable, for GPUs; where "
+                "the server has none, --onnx-nms onnx is quicker"
+            )
         made = _convert(one.sources[0], [_target(f, how) for f in onnx], how, listener)
         result.files |= {f: file for f in onnx for file in made if _is(file, f)}
     for wanted in plans:
@@ -238,17 +246,26 @@ def _given(name: str, one: _Named, wanted: FormatName, how: Conversion) -> Serve
     """
     found = [f for f in one.typed if _is(f, wanted)]
     found = [f for f in found if f.has_free_batch] or found
+    if "onnx_nms" in how.given and not FORMATS[wanted].plan:
+        found = [f for f in found if f.target.nms == how.onnx_nms or not _has_form(f)]
     if len(found) > 1:
         precision = how.plan_precision if FORMATS[wanted].plan else how.precision
         found = [f for f in found if f.target.precision == precision] or found
     if len(found) > 1 and not FORMATS[wanted].plan:
-        found = [f for f in found if f.target.nms == "onnx"] or found
+        found = [f for f in found if f.target.nms == how.onnx_nms] or found
     if len(found) > 1:
         texts = ", ".join(f.path.name for f in found)
         raise RequestError(
             f"{wanted} of {name}", f"several files could be served ({texts})", "name one of them"
         )
     return found[0] if found else None
+
+
+def _has_form(file: ServedFile) -> bool:
+    """Whether a file's NMS could be of another form."""
+    layout = file.spec.layout
+    detects = file.spec.task != "classify" and not (layout.nms_free or layout.rotated)
+    return detects and file.target.outputs == "end2end"
 
 
 def _check_thresholds(file: ServedFile, how: Conversion) -> None:
@@ -259,7 +276,7 @@ def _check_thresholds(file: ServedFile, how: Conversion) -> None:
     """
     if file.nms is None:
         return
-    for key in sorted(how.given):
+    for key in sorted(how.given - {"onnx_nms"}):
         asked, baked = getattr(how.nms, key), getattr(file.nms, key)
         if asked != baked:
             raise RequestError(
@@ -274,7 +291,7 @@ def _target(wanted: FormatName, how: Conversion) -> dict[str, Any]:
     target = {"precision": how.plan_precision if entry.plan else how.precision}
     target |= {"outputs": entry.outputs, "input": entry.input}
     if entry.outputs == "end2end":
-        target["nms"] = how.plan_nms if entry.plan else "onnx"
+        target["nms"] = how.plan_nms if entry.plan else how.onnx_nms
     return target
 
 

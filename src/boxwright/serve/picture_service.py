@@ -78,7 +78,8 @@ class PictureService:
             device: As `boxwright.load` takes it.
             batch: Most pictures of one run.
             threads: That decode and fill.
-            network_threads: Of the runtime on a CPU; None takes all cores.
+            network_threads: Of the runtime on the CPU; None takes all cores, or for an ONNX file on
+                a GPU one.
             limits: Of pictures.
             preprocess: Where pictures are letterboxed; `gpu` is for plans.
             sizes: That batches of an ONNX file on a GPU are filled up to, each in a session of its

@@ -37,6 +37,7 @@ class ServedFile:
         inputs, outputs: With the batch in front.
         sha256: Of its bytes.
         record: Description of a plan; None of an ONNX file.
+        operators: Of an ONNX file.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class ServedFile:
     outputs: tuple[TensorInfo, ...]
     sha256: str
     record: EngineRecord | None = None
+    operators: frozenset[str] = frozenset()
 
     @property
     def is_plan(self) -> bool:
@@ -129,6 +131,7 @@ def read_file(path: Path, others: Sequence[Path] = ()) -> ServedFile | None:
         inputs=tensor_infos(real_inputs(model.graph)),
         outputs=tensor_infos(list(model.graph.output)),
         sha256=sha256_of_file(path),
+        operators=frozenset(node.op_type for node in model.graph.node),
     )
 
 

@@ -49,13 +49,14 @@ class TritonPythonModel:
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         share = _share_of_cores(config)
         told = parameters.get("decode_threads")
+        asked = parameters.get("intra_op_thread_count")
         try:
             self._service = PictureService(
                 file,
                 device=device,
                 batch=max(1, int(config.get("max_batch_size", 0))),
                 threads=max(1, int(told)) if told else min(_MOST_THREADS, share),
-                network_threads=None if on_gpu else share,
+                network_threads=max(1, int(asked)) if asked else None if on_gpu else share,
                 limits=Limits(side),
                 preprocess="gpu" if parameters.get("preprocess") == "gpu" else "host",
                 sizes=parameters.get("batch_sizes"),

@@ -58,7 +58,7 @@ class TritonPythonModel:
         self.largest = int(self.config.get("max_batch_size", 0))
         sizes = self._sizes_asked_for()
         self.providers = _providers(self.config, args)
-        self.settings = _settings(self.config)
+        self.settings = _settings(self.config, self.on_gpu)
         session = self._opened(f"a session of batches of {sizes[0]}" if sizes else "it")
         inputs = session.get_inputs() + session.get_overridable_initializers()
         tensors = _tensors(inputs)
@@ -196,16 +196,25 @@ def _parameter(config, name):
     return config.get("parameters", {}).get(name, {}).get("string_value", "")
 
 
-def _settings(config):
-    """Return session options out of the parameters that the C++ backend knows, too."""
+def _settings(config, on_gpu):
+    """Return session options out of the parameters that the C++ backend knows, too.
+
+    On a GPU the few nodes that stay on the CPU have one thread, unless a parameter says otherwise:
+    a pool of one thread a core, for each size of a batch, would poll for them.
+    """
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     for key in ("intra_op_thread_count", "inter_op_thread_count"):
         if _parameter(config, key):
             setattr(settings, key.replace("thread_count", "num_threads"),
                     int(_parameter(config, key)))  # fmt: skip
+    alone = on_gpu and not _parameter(config, "intra_op_thread_count")
+    if alone:
+        settings.intra_op_num_threads = 1
     instances = sum(int(g.get("count", 1)) for g in config.get("instance_group", []))
-    if instances > 1:  # idle threads that poll would take the cores from the other instances
+    if (
+        alone or instances > 1
+    ):  # idle threads that poll would take the cores from the other instances
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return settings
 
