@@ -973,3 +973,25 @@ def test_given_files_are_taken_as_they_are_unless_a_form_is_asked_for(made, tmp_
     models, said = made("--onnx-nms", "portable", source=given, name="asked")
     assert "NonMaxSuppression" not in operators(next(models.glob("*_end2end")))
     assert "waits for the GPU" not in said
+
+
+@pytest.mark.parametrize("form", ["tensor", "image"])
+def test_a_file_with_the_plugin_is_never_served_by_onnx_runtime(cli, ten, tmp_path, form):
+    done = cli(
+        "export", ten, "--outputs", "end2end", "--nms", "efficient_nms", "--input", form,
+        "--score-threshold", 0.25, "--iou-threshold", 0.45, "--keep-topk", 100,
+        "--out", tmp_path / "runs",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    name = "*.end2end.efficient_nms.image.onnx" if form == "image" else "*.efficient_nms.onnx"
+    (plugin,) = (tmp_path / "runs").rglob(name)
+    assert "EfficientNMS_TRT" in {n.op_type for n in onnx.load(plugin).graph.node}
+    wanted = "onnx_image" if form == "image" else "onnx_end2end"
+    words = ("--formats", wanted, "--skip-verify", "--no-warm-up", "--runs", tmp_path / "made")
+    done = cli("repo", "build", plugin, *words, "--out", tmp_path / "alone")
+    assert done.code == 1 and "EfficientNMS_TRT in it, which only TensorRT runs" in done.err
+    assert not (tmp_path / "alone").exists()
+    done = cli("repo", "build", plugin, ten, *words, "--out", tmp_path / "models")
+    assert done.code == 0, done.err
+    served = [p for p in (tmp_path / "models").rglob("model.onnx") if "to_source" not in str(p)]
+    assert served and not any("EfficientNMS_TRT" in operators(p.parent.parent) for p in served)

@@ -30,6 +30,7 @@ __all__ = ["Conversion", "Gathered", "Missing", "gather"]
 
 _OFFICIAL_LINE = "yolo11"  # of sizes that are named without a source
 _IMAGE_SIZES = ((32, 32), (1080, 1920), (2160, 3840))  # of plans that take pictures of any size
+_PLUGIN = "EfficientNMS_TRT"  # an operator of TensorRT alone
 _IMAGE_BATCH = 8  # pictures of that size in more than a handful would fill a GPU
 
 
@@ -208,8 +209,7 @@ def _gather(
     plans = [f for f in absent if FORMATS[f].plan]
     if absent and not one.sources:
         what = "give its checkpoint, or its raw FP32 ONNX file, too"
-        why = "no file of it was given, and nothing that it could be made from"
-        result.missing += [Missing(name, f, why, what) for f in absent]
+        result.missing += [Missing(name, f, _why_absent(one, f), what) for f in absent]
         return result
     if onnx:
         if how.onnx_nms == "portable" and any(FORMATS[f].outputs == "end2end" for f in onnx):
@@ -238,13 +238,20 @@ def _gather(
     return result
 
 
+def _why_absent(one: _Named, wanted: FormatName) -> str:
+    for file in one.typed:
+        if _is(file, wanted) and _PLUGIN in file.operators:
+            return f"{file.path.name} has {_PLUGIN} in it, which only TensorRT runs"
+    return "no file of it was given, and nothing that it could be made from"
+
+
 def _given(name: str, one: _Named, wanted: FormatName, how: Conversion) -> ServedFile | None:
     """Return the file of a format among those that were given.
 
     Raises:
         RequestError: Several could be taken.
     """
-    found = [f for f in one.typed if _is(f, wanted)]
+    found = [f for f in one.typed if _is(f, wanted) and _PLUGIN not in f.operators]
     found = [f for f in found if f.has_free_batch] or found
     if "onnx_nms" in how.given and not FORMATS[wanted].plan:
         found = [f for f in found if f.target.nms == how.onnx_nms or not _has_form(f)]
