@@ -716,6 +716,9 @@ def test_copies_are_the_modules_themselves_and_need_numpy_and_opencv_alone(tmp_p
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
+import importlib
+for name in {[n.removesuffix(".py").replace("/", ".") for n in COPIED]!r}:
+    importlib.import_module(f"boxwright.{{name}}".removesuffix(".__init__"))
 import boxwright.serve.steps
 third = {{n.split(".")[0] for n in sys.modules}} & {{
     "onnx", "onnxruntime", "pydantic", "click", "rich", "yaml", "google", "tritonclient"}}

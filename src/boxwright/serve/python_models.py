@@ -20,6 +20,7 @@ COPIED = (
     "__init__.py",
     "boxes.py",
     "errors.py",
+    "freed_memory.py",
     "images.py",
     "preprocess.py",
     "serve/__init__.py",
