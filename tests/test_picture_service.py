@@ -369,6 +369,16 @@ def arguments(folder: Path, kind: str = "CPU", **parameters: str) -> dict[str, s
     }
 
 
+@pytest.mark.parametrize("name", ["decode_threads", "intra_op_thread_count"])
+@pytest.mark.parametrize("told", ["many", "-2", "0", "1.5"])
+def test_threads_that_are_no_number_refuse_the_model(model, tmp_path, name, told):
+    folder = tmp_path / "1"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(onnx_file().read_bytes())
+    with pytest.raises(RefusalError, match=f"{name} is '{told}', which is no number of threads"):
+        model.initialize(arguments(tmp_path, **{name: told}))
+
+
 def test_the_python_model_answers_what_was_asked_for(model, final, pages, expected, tmp_path):
     (tmp_path / "1").mkdir()
     shutil.copyfile(final, tmp_path / "1" / "model.onnx")

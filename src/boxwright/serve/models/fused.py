@@ -48,15 +48,15 @@ class TritonPythonModel:
         on_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         share = _share_of_cores(config)
-        told = parameters.get("decode_threads")
-        asked = parameters.get("intra_op_thread_count")
+        decoders = _number(parameters, "decode_threads") or min(_MOST_THREADS, share)
+        network = _number(parameters, "intra_op_thread_count") or (None if on_gpu else share)
         try:
             self._service = PictureService(
                 file,
                 device=device,
                 batch=max(1, int(config.get("max_batch_size", 0))),
-                threads=max(1, int(told)) if told else min(_MOST_THREADS, share),
-                network_threads=max(1, int(asked)) if asked else None if on_gpu else share,
+                threads=decoders,
+                network_threads=network,
                 limits=Limits(side),
                 preprocess="gpu" if parameters.get("preprocess") == "gpu" else "host",
                 sizes=parameters.get("batch_sizes"),
@@ -92,6 +92,20 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Free the file."""
         self._service.close()
+
+
+def _number(parameters: dict[str, str], name: str) -> int | None:
+    """Return a parameter that is a number of threads; None where it is not given."""
+    import triton_python_backend_utils as pb_utils
+
+    told = parameters.get(name)
+    if not told:
+        return None
+    if not told.isdecimal() or int(told) < 1:
+        raise pb_utils.TritonModelException(
+            f"the parameter {name} is {told!r}, which is no number of threads; give e.g. 4"
+        )
+    return int(told)
 
 
 def _share_of_cores(config: dict[str, Any]) -> int:
